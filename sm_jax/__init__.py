@@ -1,0 +1,3 @@
+"""sm_jax: semantic matching in JAX/Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,33 @@
+"""Failures a person can do something about: one clear line saying what, where, and what to do."""
+
+import sys
+from collections.abc import Callable
+
+
+class SmJaxError(Exception):
+    """Base of every failure that is shown as one line, without a traceback."""
+
+
+class ConfigError(SmJaxError):
+    """A config key, value or combination that cannot be run."""
+
+
+class DataError(SmJaxError):
+    """A data set, annotation or file that cannot be used."""
+
+
+class ImageError(DataError):
+    """A picture that cannot be decoded safely."""
+
+
+class WeightsError(SmJaxError):
+    """Weights that are missing, damaged or do not fit the model."""
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run `main`; print a `SmJaxError` as `error: ...` on stderr and return 2, otherwise its exit code."""
+    try:
+        return main() or 0
+    except SmJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

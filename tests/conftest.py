@@ -1,0 +1,22 @@
+"""Makes sloppy code fail: 8 CPU devices, no silent rank promotion, absl flags parsed, warnings are errors."""
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "sm_jax_test_cache"))
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+
+@pytest.fixture(autouse=True)
+def _default_matmul_precision():
+    """Golden tolerances are f32; accelerators would otherwise use TF32-class products."""
+    with jax.default_matmul_precision("highest"):
+        yield
