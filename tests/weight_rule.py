@@ -1,8 +1,8 @@
 """The deterministic weights of the golden files, and their way into our variables.
 
 The rule (golden/os2d/README.md) makes every value from (seed, torch name, index) alone, so files need not
-carry network weights. Torch keeps convolutions as OIHW and the 225 correlation channels column-major; ours are
-HWIO and row-major.
+carry network weights. Torch keeps convolutions as OIHW and the 225 correlation channels column-major; ours
+are HWIO and row-major.
 """
 
 from collections.abc import Mapping
