@@ -31,7 +31,7 @@ FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 PathOrBytes = str | os.PathLike | bytes | bytearray | memoryview
-# Pillow's decoders raise all of these on hostile or damaged files, so the `try` around them holds nothing else.
+# Pillow's decoders raise all of these on hostile or damaged files; the `try` around them holds nothing else.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -51,7 +51,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 class _QuietPillow:
-    """Ignores warnings raised inside Pillow; `catch_warnings` is not thread safe, so nested users share one."""
+    """Ignores warnings raised inside Pillow. `catch_warnings` is not thread safe: nested users share one."""
 
     def __init__(self):
         self._lock = threading.Lock()

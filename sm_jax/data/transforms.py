@@ -1,0 +1,188 @@
+"""Augmentation and normalisation in NumPy; every random choice comes from the Generator passed in.
+
+Boxes are xyxy pixels, sizes (height, width), pictures uint8 RGB `(h, w, 3)` until `normalize`.
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from sm_jax.data import images
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+ABSENT, CUT_OFF = -1, -2  # labels of boxes that belong to no query of the batch
+MAX_CROP_TRIALS = 100
+
+# One entry per byte value and channel: exact, and several times faster than float arithmetic on pictures.
+_NORMALIZED = (
+    np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - np.asarray(MEAN, np.float32)
+) / np.asarray(STD, np.float32)
+
+
+def normalize(image: np.ndarray) -> np.ndarray:
+    """uint8 `(..., 3)` RGB -> float32 `(..., 3)`: (value / 255 - mean) / std with the ImageNet constants.
+
+    Source: OS2D, published code; used with every backbone initialisation.
+    """
+    out = np.empty(image.shape, np.float32)
+    for channel in range(3):
+        np.take(_NORMALIZED[:, channel], image[..., channel], out=out[..., channel])
+    return out
+
+
+def denormalize(image: np.ndarray) -> np.ndarray:
+    """Inverse of `normalize`, rounded and clipped to uint8; for pictures of a batch."""
+    values = image * np.asarray(STD, np.float32) + np.asarray(MEAN, np.float32)
+    return np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
+
+
+def random_filter(rng: np.random.Generator) -> str:
+    """A resize filter drawn uniformly from `images.FILTERS`."""
+    return list(images.FILTERS)[rng.integers(len(images.FILTERS))]
+
+
+def coverage(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:
+    """Share of each box `(n, 4)` that lies in `crop` `(4,)`; `(n,)` in [0, 1], 0 for empty boxes.
+
+    The same rule as `sm_jax.boxes.coverage`, which would bring jax into every worker process.
+    """
+    boxes, crop = np.asarray(boxes, np.float32), np.asarray(crop, np.float32)
+    low, high = np.maximum(boxes[:, :2], crop[:2]), np.minimum(boxes[:, 2:], crop[2:])
+    inside = np.prod(np.maximum(high - low, 0), axis=-1)
+    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=-1)
+    return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+
+
+def random_crop(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    *,
+    scale: float,
+    crop: tuple[int, int] = (600, 600),
+    scale_jitter: float = 0.7,
+    aspect_jitter: float = 0.9,
+    min_coverage: float = 0.7,
+) -> np.ndarray:
+    """A random training crop, int32 xyxy `(4,)` inside an image of `size`; it is to be resized to `crop`.
+
+    Aspect (width / height) is uniform in [aspect_jitter, 1 / aspect_jitter] times that of `crop`; the scale
+    is uniform in [scale_jitter, 1 / scale_jitter] times `scale` (pixels of the crop per pixel of the image).
+    A trial is accepted if the image has no boxes or some box is covered by at least `min_coverage`; after
+    `MAX_CROP_TRIALS` failures the top-left corner at the plain scale is used.
+
+    Source: OS2D, published code (random patches).
+    """
+    height, width = size
+    target_aspect = crop[1] / crop[0]
+    for _ in range(MAX_CROP_TRIALS):
+        aspect = rng.uniform(aspect_jitter, 1 / aspect_jitter) * target_aspect
+        trial_scale = rng.uniform(scale * scale_jitter, scale / scale_jitter)
+        crop_width = min(crop[1] / trial_scale, width)
+        crop_height = max(int(min(crop_width / aspect, height)), 1)
+        crop_width = max(int(crop_width), 1)
+        left = int(rng.integers(width - crop_width)) if crop_width < width else 0
+        top = int(rng.integers(height - crop_height)) if crop_height < height else 0
+        trial = np.array([left, top, left + crop_width, top + crop_height], np.int32)
+        if len(boxes) == 0 or (coverage(boxes, trial) >= min_coverage).any():
+            return trial
+    right, bottom = max(int(crop[1] / scale), 1), max(int(crop[0] / scale), 1)
+    return np.array([0, 0, min(right, width), min(bottom, height)], np.int32)
+
+
+def apply_crop(
+    image: np.ndarray, boxes: np.ndarray, crop: np.ndarray, size: tuple[int, int], filter: str = "bilinear"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts `crop` out and resizes it to `size`, each axis on its own; boxes follow, not clipped."""
+    left, top, right, bottom = (int(edge) for edge in crop)
+    cut = images.resize(image[top:bottom, left:right], size, filter)
+    factor = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2, np.float32)
+    origin = np.array([left, top, left, top], np.float32)
+    return cut, ((boxes - origin) * factor).astype(np.float32)
+
+
+def crop_labels(
+    labels: np.ndarray,
+    difficult: np.ndarray,
+    covered: np.ndarray,
+    *,
+    min_coverage: float = 0.7,
+    cut_coverage: float = 0.3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and difficult flags after a crop that keeps the share `covered` `(n,)` of each box.
+
+    Below `cut_coverage` the object counts as background (`CUT_OFF`), below `min_coverage` as difficult.
+    Source: OS2D, published code.
+    """
+    cut = covered < cut_coverage
+    return np.where(cut, CUT_OFF, labels).astype(np.int32), difficult | (~cut & (covered < min_coverage))
+
+
+def flip(
+    image: np.ndarray, boxes: np.ndarray, *, horizontal: bool = False, vertical: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors a picture and its boxes."""
+    height, width = image.shape[:2]
+    boxes = boxes.copy()
+    if horizontal:
+        image = image[:, ::-1]
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if vertical:
+        image = image[::-1]
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    return image, boxes
+
+
+def distort_color(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Brightness, contrast, saturation and hue, each with probability 1/2; uint8 in and out.
+
+    Factors: brightness 1 +- 32/255, contrast and saturation in [0.5, 1.5], hue +-0.1 of the circle; contrast
+    comes either first or last. Source: OS2D, published code (colour distortion), after SSD (ECCV 2016).
+    """
+    picture = Image.fromarray(image)
+    if rng.random() < 0.5:
+        picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(1 - 32 / 255, 1 + 32 / 255))
+    steps = ("contrast", "saturation", "hue") if rng.random() < 0.5 else ("saturation", "hue", "contrast")
+    for step in steps:
+        if rng.random() >= 0.5:
+            continue
+        if step == "hue":
+            picture = _shift_hue(picture, rng.uniform(-0.1, 0.1))
+        else:
+            kind = ImageEnhance.Contrast if step == "contrast" else ImageEnhance.Color
+            picture = kind(picture).enhance(rng.uniform(0.5, 1.5))
+    return np.asarray(picture)
+
+
+def _shift_hue(picture: Image.Image, turn: float) -> Image.Image:
+    hsv = np.array(picture.convert("HSV"))
+    hsv[..., 0] += np.uint8(round(turn * 255) % 256)  # the hue circle wraps like a byte
+    return Image.fromarray(hsv, "HSV").convert("RGB")
+
+
+def random_query_crop(
+    rng: np.random.Generator, image: np.ndarray, *, aspect_jitter: float = 0.9
+) -> np.ndarray:
+    """The largest crop of a class picture with aspect U(jitter, 1 / jitter) times its own, at a random place.
+
+    Source: OS2D, published code, where this option fails before it returns.
+    """
+    height, width = image.shape[:2]
+    aspect = width / height * rng.uniform(aspect_jitter, 1 / aspect_jitter)
+    crop_width = min(max(round(height * aspect), 1), width)
+    crop_height = min(max(round(width / aspect), 1), height)
+    left = int(rng.integers(width - crop_width + 1))
+    top = int(rng.integers(height - crop_height + 1))
+    return image[top : top + crop_height, left : left + crop_width]
+
+
+def fit_query(size: tuple[int, int], canvas: tuple[int, int] | None, *, side: int = 240) -> tuple[int, int]:
+    """Size a class picture of `size` is resized to: area `side`**2, shrunk in proportion to fit the canvas.
+
+    Only aspect ratios beyond those the canvas was measured for (or beyond its cap) are shrunk.
+    """
+    height, width = images.fit_to_area(size, side)
+    if canvas is None:
+        return height, width
+    shrink = min(canvas[0] / height, canvas[1] / width, 1.0)
+    return min(max(int(height * shrink), 1), canvas[0]), min(max(int(width * shrink), 1), canvas[1])

@@ -1,0 +1,149 @@
+"""Augmentation: geometry is exact, the published crop rule holds, every choice follows the generator."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sm_jax import boxes as box_algebra
+from sm_jax.data import images, transforms
+from tests import goldens
+
+
+def _noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_normalize():
+    image = _noise(5, 7)
+    expected = (image / np.float32(255) - np.float32(transforms.MEAN)) / np.float32(transforms.STD)
+    np.testing.assert_allclose(transforms.normalize(image), expected, rtol=1e-6)
+    assert transforms.normalize(image).dtype == np.float32
+    np.testing.assert_array_equal(transforms.denormalize(transforms.normalize(image)), image)
+
+
+@pytest.mark.parametrize("path", goldens.params("os2d", "backbone_*.npz"))
+def test_golden_normalisation(path):
+    arrays = goldens.load(path)
+    names = [name for name in arrays if name.endswith("_uint8_hwc_rgb")]
+    assert names
+    for name in names:
+        expected = arrays[name.replace("_uint8_hwc_rgb", "_normalized_nchw")]
+        expected = expected.reshape(expected.shape[-3:]).transpose(1, 2, 0)
+        np.testing.assert_allclose(transforms.normalize(arrays[name]), expected, atol=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(-50, 150), min_size=4, max_size=4), max_size=6))
+def test_coverage_is_that_of_boxes(values):
+    boxes = np.asarray(values, np.float32).reshape(-1, 4)
+    crop = np.array([0, 0, 100, 80], np.float32)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    proper = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (area > 1e-3)
+    ours = transforms.coverage(boxes, crop)
+    assert ((ours >= 0) & (ours <= 1 + 1e-5)).all()
+    np.testing.assert_allclose(ours[proper], box_algebra.coverage(boxes[proper], crop), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    st.floats(0.1, 8),
+    st.integers(0, 4),
+)
+def test_random_crop_lies_inside_and_covers(seed, size, scale, count):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 0.9, (count, 2)) * (size[1], size[0])
+    boxes = np.concatenate([low, low + rng.uniform(1, 60, (count, 2))], axis=1).astype(np.float32)
+    crop = transforms.random_crop(rng, size, boxes, scale=scale, crop=(96, 128))
+    left, top, right, bottom = crop
+    assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
+    fallback = np.array([0, 0, min(max(int(128 / scale), 1), size[1]), min(max(int(96 / scale), 1), size[0])])
+    if count and not np.array_equal(crop, fallback):
+        assert (transforms.coverage(boxes, crop) >= 0.7).any()
+
+
+def test_random_crop_scale_and_aspect_ranges():
+    crops = np.stack(
+        [
+            transforms.random_crop(np.random.default_rng(i), (4000, 4000), np.zeros((0, 4)), scale=0.5)
+            for i in range(300)
+        ]
+    )
+    width, height = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
+    assert 600 / (0.5 / 0.7) - 1 <= width.min() < 900 and 1600 < width.max() <= 600 / (0.5 * 0.7)
+    assert 0.895 < (width / height).min() < 0.92 and 1.09 < (width / height).max() < 1.115
+    assert len(np.unique(crops[:, 0])) > 250
+
+
+def test_random_crop_falls_back_to_top_left():
+    far = np.array([[3000, 3000, 30000, 30000]], np.float32)  # can never be covered
+    crop = transforms.random_crop(np.random.default_rng(0), (4000, 4000), far, scale=0.5)
+    np.testing.assert_array_equal(crop, [0, 0, 1200, 1200])
+
+
+def test_apply_crop_moves_boxes_with_pixels():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:20, 30:50] = 255
+    boxes = np.array([[30, 10, 50, 20]], np.float32)
+    cut, moved = transforms.apply_crop(image, boxes, np.array([20, 5, 60, 25]), (40, 80), "nearest")
+    np.testing.assert_array_equal(moved, [[20, 10, 60, 30]])
+    ys, xs = np.nonzero(cut[..., 0])
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (20, 10, 60, 30)
+    assert transforms.apply_crop(image, boxes, np.array([40, 0, 60, 40]), (40, 20))[1][0, 0] == -10
+
+
+def test_crop_labels():
+    labels, difficult = transforms.crop_labels(
+        np.array([4, 5, 6, 7]), np.array([False, False, False, True]), np.array([0.29, 0.3, 0.7, 0.1])
+    )
+    np.testing.assert_array_equal(labels, [transforms.CUT_OFF, 5, 6, transforms.CUT_OFF])
+    np.testing.assert_array_equal(difficult, [False, True, False, True])
+
+
+@given(st.booleans(), st.booleans())
+def test_flip_twice_is_identity_and_boxes_follow(horizontal, vertical):
+    image, boxes = _noise(6, 9), np.array([[1, 2, 4, 5]], np.float32)
+    options = {"horizontal": horizontal, "vertical": vertical}
+    once, moved = transforms.flip(image, boxes, **options)
+    x1, y1, x2, y2 = moved[0].astype(int)
+    patch = once[y1:y2, x1:x2][:: -1 if vertical else 1, :: -1 if horizontal else 1]
+    np.testing.assert_array_equal(patch, image[2:5, 1:4])
+    twice, back = transforms.flip(once, moved, **options)
+    np.testing.assert_array_equal(twice, image)
+    np.testing.assert_array_equal(back, boxes)
+
+
+def test_distort_color_is_reproducible_and_changes_something():
+    image = _noise(8, 8)
+    results = [transforms.distort_color(np.random.default_rng(seed), image) for seed in range(20)]
+    again = [transforms.distort_color(np.random.default_rng(seed), image) for seed in range(20)]
+    np.testing.assert_array_equal(results, again)
+    assert all(result.shape == image.shape and result.dtype == np.uint8 for result in results)
+    assert len({result.tobytes() for result in results}) > 10
+    grey = np.full((4, 4, 3), 100, np.uint8)  # only brightness can change a flat grey
+    assert (
+        np.ptp(np.stack([transforms.distort_color(np.random.default_rng(i), grey) for i in range(20)])) <= 30
+    )
+
+
+@given(st.integers(0, 2**32), st.tuples(st.integers(1, 80), st.integers(1, 80)))
+def test_random_query_crop(seed, size):
+    image = _noise(*size)
+    cut = transforms.random_query_crop(np.random.default_rng(seed), image)
+    assert cut.shape[0] == size[0] or cut.shape[1] == size[1]  # the largest of its aspect
+    assert cut.shape[0] >= int(size[0] * 0.9) and cut.shape[1] >= int(size[1] * 0.9)
+
+
+@given(st.tuples(st.integers(1, 2000), st.integers(1, 2000)))
+def test_fit_query_stays_on_canvas(size):
+    height, width = transforms.fit_query(size, (320, 288))
+    assert 1 <= height <= 320 and 1 <= width <= 288
+    plain = images.fit_to_area(size)
+    if plain[0] <= 320 and plain[1] <= 288:
+        assert (height, width) == plain
+
+
+def test_random_filter_draws_all():
+    rng = np.random.default_rng(0)
+    assert {transforms.random_filter(rng) for _ in range(100)} == set(images.FILTERS)
