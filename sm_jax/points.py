@@ -1,0 +1,56 @@
+"""Conversions between pixel and index coordinates: the only place where half-pixels live.
+
+* pixels: continuous, pixel edges on integers, origin at the image's top-left corner.
+* index: continuous coordinate of a feature map, the centre of cell i on the integer i.
+* unit: -1 on the first index, +1 on the last (corner aligned).
+* local: OS2D's frame around one feature cell, -1 and +1 on the two sides of the template box.
+
+Every function is elementwise: x with x (and width), y with y (and height); NumPy and jax alike.
+"""
+
+import numpy as np
+
+
+def pixels_to_index(pixels, *, stride=16):
+    """Image pixels to feature-map index: cell i covers pixels [i, i + 1) * stride."""
+    return pixels / stride - 0.5
+
+
+def index_to_pixels(index, *, stride=16):
+    """Feature-map index to image pixels; the inverse of `pixels_to_index`."""
+    return (index + 0.5) * stride
+
+
+def unit_to_index(unit, length):
+    """Corner-aligned unit coordinate to index of an axis of `length` cells (length 1: always 0)."""
+    return (unit + 1) * ((length - 1) * 0.5)
+
+
+def index_to_unit(index, length):
+    """Index of an axis of `length` cells (at least 2) to the corner-aligned unit coordinate."""
+    return index / ((length - 1) * 0.5) - 1
+
+
+def local_to_index(local, cell, *, template=15):
+    """Local coordinate around `cell` (an integer index) to the feature-map index that OS2D samples there.
+
+    The template box spans `template` cells around the cell's centre in *edge* coordinates, and the published
+    model uses the resulting number as an *index*. So the identity does not sample cell-7 .. cell+7 but
+    cell-7 .. cell+8, stretched by 15/14. Trained weights depend on it (published OS2D code; see
+    docs/conventions.md).
+    """
+    return local * (template * 0.5) + (cell + 0.5)
+
+
+def local_to_pixels(local, cell, *, template=15, stride=16):
+    """Local coordinate around `cell` to image pixels: the template is a box of template * stride pixels.
+
+    240 px for 15 cells of 16 px, centred on the cell's centre, without the half-index shift of
+    `local_to_index`.
+    """
+    return local * (template * stride * 0.5) + index_to_pixels(cell, stride=stride)
+
+
+def template_axis(template=15):
+    """Local coordinates of the template's rows or columns: `template` values from -1 to 1, float32."""
+    return np.linspace(-1, 1, template, dtype=np.float32)
