@@ -71,7 +71,10 @@ def test_golden_remapping(path):
         if not members.any():
             continue
         real = data["asg_gt_boxes"][members]
-        for boxes, key in ((data["asg_anchors"], "remap_iou_anchor"), (predicted[0, number], "remap_iou_predicted")):
+        for boxes, key in (
+            (data["asg_anchors"], "remap_iou_anchor"),
+            (predicted[0, number], "remap_iou_predicted"),
+        ):
             best = np.max(box_lib.iou(real, boxes), axis=0)
             np.testing.assert_allclose(best, data[key][0, number], atol=1e-5, err_msg=key)
 
