@@ -144,8 +144,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation as an affine map, eps 1e-5, momentum 0.1, unbiased variance in the running update.
 
     Called without arguments it gives the (factor, shift) of the running statistics, through which scale and
-    bias still get gradients; the caller can fold it into the convolution before it. Called with `(x, where)` it
-    gives those of the statistics of `x`, and stores the running update when `batch_stats` is mutable.
+    bias still get gradients; the caller can fold it into the convolution before it. Called with `(x, where)`
+    it gives those of the statistics of `x`, and stores the running update when `batch_stats` is mutable.
     """
 
     features: int
