@@ -245,6 +245,19 @@ def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
     return Converted(dict(tensors), (), architecture, "sm_jax")
 
 
+def to_torch(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Our flat tensors under PyTorch's names and layouts: torchvision's, and `transform.` +
+    TransformNet's."""
+    shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
+    architecture = structure.recognise(shapes)
+    check_shapes(shapes, architecture.shapes(), where="these tensors", what=str(architecture))
+    entries = architecture.entries()
+    return {
+        name: structure.to_torch(np.asarray(tensors[entry.path]), entry.layout)
+        for name, entry in entries.items()
+    }
+
+
 CONVERTERS: dict[str, Callable[..., Converted]] = {
     "sm_jax": native,
     "torchvision": torchvision,

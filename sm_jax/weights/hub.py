@@ -66,8 +66,8 @@ def _download(repository: str, file: str, revision: str, sha256: str) -> tuple[P
     commit, stated = _stated(repository, file, revision)
     if sha256 and stated != sha256:
         raise WeightsError(
-            f"huggingface.co/{repository}/{file} was replaced: the hub states sha256 {stated[:16]}..., not the "
-            f"expected {sha256[:16]}...; it is not used"
+            f"huggingface.co/{repository}/{file} was replaced: the hub states sha256 {stated[:16]}..., not "
+            f"the expected {sha256[:16]}...; it is not used"
         )
     path = huggingface_hub.hf_hub_download(repository, file, revision=commit, etag_timeout=TIMEOUT)
     return Path(path), commit, stated
@@ -102,8 +102,8 @@ def fetch(address: str, *, revision: str = "", sha256: str = "", save_as: str = 
     got = hash_file(path)
     if got != stated:
         raise WeightsError(
-            f"huggingface.co/{address}: the download has sha256 {got[:16]}..., not the expected {stated[:16]}...: "
-            f"it is damaged; delete {path} and try again"
+            f"huggingface.co/{address}: the download has sha256 {got[:16]}..., not the expected "
+            f"{stated[:16]}...: it is damaged; delete {path} and try again"
         )
     if not sha256:
         _remember(address, commit, stated)

@@ -27,9 +27,10 @@ def _read(name_or_path: str) -> tuple[dict[str, np.ndarray], str]:
     if path.is_dir():
         from sm_jax.training import restore_variables
 
-        flat = flatten(restore_variables(os.fspath(path)))
+        variables, meta = restore_variables(os.fspath(path))
+        flat = flatten(variables)
         check_names(flat, where=str(path))
-        return flat, f"the run in {path}"
+        return flat, f"the run in {path}, step {meta.get('step', '?')}"
     converted, _ = checkpoints.read(path)
     phrase = f"{name_or_path}" if Path(name_or_path) == path else f"{name_or_path} ({path.name})"
     if converted.ignored:

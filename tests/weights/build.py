@@ -52,7 +52,7 @@ def weakalign(depth=101) -> dict[str, np.ndarray]:
 
 
 def cirtorch(depth=50, retrieval=False) -> dict[str, np.ndarray]:
-    """A cnnimageretrieval file: numbered stages 0, 1, 4..7, `features.` and pooling for the retrieval models."""
+    """A cnnimageretrieval file: stages 0, 1, 4..7; `features.` and pooling in the retrieval models."""
     index = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6"}
     prefix = "features." if retrieval else ""
     state = {f"{prefix}7.0.conv1.weight": np.zeros((512, 1024, 1, 1), np.float32)}

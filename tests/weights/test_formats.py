@@ -180,6 +180,18 @@ def test_correlation_channels_change_from_column_major_to_row_major():
     np.testing.assert_allclose(ours, published, rtol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm"])
+def test_there_and_back_to_torch_names(norm):
+    tensors = build.os2d(50, norm)
+    back = formats.to_torch(formats.convert(tensors).tensors)
+    for name, value in back.items():
+        transform = name.startswith("transform.")
+        full = build.TRANSFORM + name.removeprefix("transform.") if transform else build.EXTRACTOR + name
+        np.testing.assert_array_equal(value, tensors[full])
+    counters = sum(name.endswith("num_batches_tracked") for name in tensors)
+    assert 2 * len(back) - 14 == len(tensors) - counters
+
+
 def test_unknown_names_are_told_with_the_known_formats():
     with pytest.raises(WeightsError, match="belong to no format known here; known: sm_jax, torchvision"):
         formats.convert({"a.b": np.zeros(1)})
