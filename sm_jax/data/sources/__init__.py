@@ -1,0 +1,87 @@
+"""A person's own pictures: COCO JSON, Pascal VOC, the OS2D CSV or a folder per class, told apart by itself.
+
+Class pictures are given (`classes/<class name>.jpg`, or the CSV's) or cropped from the training boxes.
+Reading never writes anything into the data set's folder.
+"""
+
+import logging
+from pathlib import Path
+
+from sm_jax.data.sources import coco, folders, os2d_csv, splits, voc
+from sm_jax.data.sources.base import ClassPicture, Collection, Record, RecordSource, Source
+from sm_jax.data.sources.folders import ComposedSource
+from sm_jax.errors import DataError
+
+__all__ = [
+    "ClassPicture",
+    "Collection",
+    "ComposedSource",
+    "Record",
+    "RecordSource",
+    "Source",
+    "open_collection",
+    "open_source",
+]
+
+MAX_PROBLEM_SHARE = 0.01
+_log = logging.getLogger("sm_jax.data")
+_HELP = (
+    "expected one of: a COCO JSON, a Pascal VOC folder (Annotations/*.xml beside JPEGImages/), an OS2D CSV "
+    "(imageid, classid, lx, ty, rx, by), a folder per class with pictures, or a data set built by "
+    "sm_jax.data.builders"
+)
+
+
+def open_collection(path: str | Path) -> Collection:
+    """Recognises the format at `path` (a folder, a JSON or a CSV) and reads what its files say.
+
+    Raises:
+      DataError: nothing there, nothing recognised, or the annotations cannot be read at all.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix not in (".json", ".csv"):
+        raise DataError(f"{path}: not a data set; {_HELP}")
+    if path.is_file():
+        return coco.read(path, [path]) if suffix == ".json" else os2d_csv.read(path)
+    if table := os2d_csv.find(path):
+        return os2d_csv.read(table)
+    if documents := coco.find(path):
+        return coco.read(path, documents)
+    if folder := voc.find(path):
+        return voc.read(folder)
+    if found := folders.find(path):
+        return folders.read(path, found)
+    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
+    raise DataError(f"{path}: no data set recognised (it holds {inside}); {_HELP}")
+
+
+def open_source(path: str | Path, *, split: str = "train", seed: int = 0) -> Source:
+    """Source of one split of a data set on disk; what was decided on the way is logged.
+
+    Args:
+      path: see `open_collection`; also a folder built by `sm_jax.data.builders`.
+      split: a name the data set uses, or "train", "val" or "test" (see `splits.split_records`).
+      seed: of the composed scenes, for a folder per class.
+
+    Raises:
+      DataError: also if more than 1 % of the annotation entries cannot be used.
+    """
+    path = Path(path).expanduser()
+    if (path / "dataset_info.json").is_file():
+        from sm_jax.data import builders  # TFDS is only needed for what it built
+
+        return builders.open_source(path, split=split)
+    collection = open_collection(path)
+    total = sum(len(records) for records in collection.splits.values())
+    if len(collection.problems) > MAX_PROBLEM_SHARE * (total + len(collection.problems)):
+        raise DataError(
+            f"{path}: {len(collection.problems)} annotation entries cannot be used, the first: "
+            f"{collection.problems[0]}; `sm-jax data check` lists them"
+        )
+    source, notes = splits.make_source(collection, split)
+    for note in [*collection.notes, *notes, *collection.problems]:
+        _log.warning("%s: %s", path, note)
+    return ComposedSource(source, seed=seed) if collection.objects else source
