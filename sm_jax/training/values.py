@@ -1,4 +1,4 @@
-"""Typed reading of values that a person writes on a command line, and the nearest known name to a wrong one."""
+"""Typed reading of values from a command line, and the nearest known name to a wrong one."""
 
 import ast
 import difflib
@@ -13,8 +13,8 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 def parse_value(text: str, default: Any, *, name: str) -> Any:
     """Read `text` as the type of `default`; `ConfigError` naming `name` when it is not of that type.
 
-    Integers may carry underscores, an integer is taken for a float, a sequence is a Python literal whose items
-    are of the kind of the default's, and a default of None takes any Python literal, or else text.
+    Integers may carry underscores, an integer is taken for a float, a sequence is a Python literal whose
+    items are of the kind of the default's, and a default of None takes any Python literal, or else text.
     """
     try:
         if isinstance(default, bool):

@@ -1,0 +1,100 @@
+"""Optimizers and schedules. The direction comes from optax; the step `p - lr * direction` is the trainer's.
+
+Keeping the learning rate out of the optimizer state lets a reloaded state continue with the current rate.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sm_jax.errors import ConfigError
+from sm_jax.training.values import nearest
+
+Array = jax.Array
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformation:
+    """The optimizer of `config.optim`, without its learning rate.
+
+    `sgd` is `torch.optim.SGD`: weight decay is added to the gradient, then momentum without dampening (OS2D,
+    ECCV 2020, trains so). `adam` adds the decay to the gradient too; `adamw` adds it to the direction.
+    """
+    decay = optax.add_decayed_weights(config.get("weight_decay", 0.0))
+    adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
+    momentum = config.get("momentum", 0.9)
+    makers = {
+        "sgd": lambda: optax.chain(decay, optax.trace(momentum) if momentum else optax.identity()),
+        "adam": lambda: optax.chain(decay, adam),
+        "adamw": lambda: optax.chain(adam, decay),
+    }
+    if config.name not in makers:
+        raise ConfigError(f"optim.name={config.name!r} is not known{nearest(config.name, makers)}")
+    return makers[config.name]()
+
+
+def make_schedule(config: Any, steps: int) -> Callable[[Array], Array]:
+    """Learning rate by step (int32, from 0) from `config.optim`.
+
+    `multistep` multiplies by `gamma` from each of `milestones` on; `cosine` falls to `lr_end` (0) at `steps`;
+    `constant` stays. With `warmup` = w, step s < w has (s + 1) / w of the rate.
+    """
+    lr, warmup = float(config.lr), int(config.get("warmup", 0))
+    milestones = tuple(config.get("milestones", ()))
+    if list(milestones) != sorted(set(milestones)) or any(at < 1 for at in milestones):
+        raise ConfigError(f"optim.milestones={milestones}: steps must be positive and increasing")
+    names = ("multistep", "cosine", "constant")
+    if config.schedule not in names:
+        raise ConfigError(f"optim.schedule={config.schedule!r} is not known{nearest(config.schedule, names)}")
+
+    def rate(step: Array) -> Array:
+        if config.schedule == "multistep":
+            table = jnp.asarray([lr * config.gamma**k for k in range(len(milestones) + 1)], jnp.float32)
+            value = table[jnp.sum(step >= jnp.asarray(milestones, jnp.int32))]
+        elif config.schedule == "cosine":
+            end = config.get("lr_end", 0.0)
+            done = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)
+            value = end + (lr - end) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        else:
+            value = jnp.asarray(lr, jnp.float32)
+        return value * jnp.minimum(1.0, (step + 1) / warmup) if warmup else value
+
+    return rate
+
+
+def drops(config: Any) -> frozenset[int]:
+    """The steps before which the best checkpoint is reloaded (`reload_best_at_drop`); empty when off."""
+    if config.schedule != "multistep" or not config.get("reload_best_at_drop", False):
+        return frozenset()
+    return frozenset(config.milestones)
+
+
+def clip(grads: Any, norm: Array, max_norm: float) -> Any:
+    """Scale gradients of global L2 norm `norm` to at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`."""
+    if not max_norm:
+        return grads
+    factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+    return jax.tree.map(lambda grad: grad * factor, grads)
+
+
+def initial_loss_scale(config: Any) -> float | None:
+    """The loss scale to start from, None without one.
+
+    `optim.loss_scale` is a number (static), "dynamic", 0 (off), or absent: dynamic if the model computes
+    anything in float16, whose gradients underflow without it.
+    """
+    model = config.get("model", {})
+    half = "float16" in (model.get("dtype", ""), model.get("head_dtype", ""))
+    wanted = config.optim.get("loss_scale", "dynamic" if half else 0)
+    if wanted == "dynamic":
+        return 2.0**15
+    if not isinstance(wanted, int | float) or wanted < 0:
+        raise ConfigError(f"optim.loss_scale={wanted!r}: a number, 0 for none, or 'dynamic'")
+    return float(wanted) or None
+
+
+def dynamic_loss_scale(config: Any) -> bool:
+    """Whether the loss scale adapts (see `initial_loss_scale`)."""
+    return initial_loss_scale(config) is not None and config.optim.get("loss_scale", "dynamic") == "dynamic"

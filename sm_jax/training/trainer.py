@@ -1,0 +1,183 @@
+"""Puts a run together: mesh, data, shapes, shardings, start, loop. It knows a system only by `System`."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sm_jax.errors import ConfigError
+from sm_jax.platform import describe_devices
+from sm_jax.systems.base import System
+from sm_jax.training import optim, rundir, sharding
+from sm_jax.training.checkpoint import Checkpoints
+from sm_jax.training.loop import Loop
+from sm_jax.training.metrics import Metrics
+from sm_jax.training.signals import Stop
+from sm_jax.training.state import TrainState, create
+from sm_jax.training.step import make_step
+from sm_jax.training.stream import Stream
+
+
+class Parts(NamedTuple):
+    """What the trainer puts together; the default comes from the config.
+
+    Attributes:
+      make_system: `config -> System`.
+      make_train_iterator: `config -> iterator` of batches with `get_state` and `set_state` (see `Stream`).
+      initialize: `(variables, config.init) -> (variables, report lines)`: pretrained weights on fresh ones.
+      make_evaluators: `(config, system) -> {name: evaluator}`; `evaluator.run(variables)` yields pairs
+        (metric name, value).
+    """
+
+    make_system: Callable[[Any], System]
+    make_train_iterator: Callable[[Any], Any]
+    initialize: Callable[[Any, Any], tuple[Any, list[str]]]
+    make_evaluators: Callable[[Any, System], dict[str, Any]]
+
+
+def default_parts() -> Parts:
+    """The parts that a config names, from `sm_jax.systems`, `.data`, `.weights` and `.evaluators`."""
+    from sm_jax import data, evaluators, systems, weights
+
+    return Parts(systems.make, data.make_train_iterator, weights.initialize, evaluators.make)
+
+
+def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None) -> TrainState:
+    """Train, or continue a run, in `workdir`.
+
+    Args:
+      config: see `configs/os2d.py`. `steps` counts optimizer steps; each takes `optim.accumulate` batches of
+        `batch_size` images. `profile=True` writes a trace of a few steps to `workdir/profile`.
+      workdir: the run's folder. If it holds a checkpoint, the run continues from the newest one, bit for bit.
+      parts: other parts than the ones that the config names.
+
+    Returns:
+      The state at the end, or at the step boundary where a signal stopped the run (which saves there).
+
+    Raises:
+      ConfigError: a config that cannot run, here or in this workdir.
+      NonFiniteError: a loss, gradient or update was not finite; the checkpoints are from before.
+    """
+    parts = parts or default_parts()
+    folder = rundir.prepare(workdir)
+    sharding.start_distributed(config)
+    devices = describe_devices()
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        mesh = sharding.make_mesh(config.mesh)
+        checkpoints = stack.enter_context(_open_checkpoints(config, folder))
+        latest, position, notes = _find_run(config, folder, checkpoints)
+        stream = stack.enter_context(_open_stream(config, mesh, parts, position))
+        metrics = stack.enter_context(_open_metrics(config, folder, latest))
+        for line in (f"devices: {devices}, mesh {dict(mesh.shape)}", *notes):
+            metrics.say(line)
+
+        system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)
+        init_key, step_key = jax.random.split(jax.random.key(config.seed))
+        new_variables, new_state = _makers(config, system, optimizer, stream.shapes())
+        shapes = jax.eval_shape(lambda key: new_state(new_variables(key)), init_key)
+        min_size = config.mesh.get("min_size", sharding.MIN_SIZE)
+        shardings = sharding.infer(shapes, mesh, min_size=min_size)
+        like = jax.tree.map(_placed, shapes, shardings)
+
+        # Which start wins: 1. the newest checkpoint in the workdir; 2. the weights that `config.init` names,
+        # on top of 3. random ones.
+        if latest is not None:
+            metrics.say(f"continues from {checkpoints.path(latest)}")
+            state = checkpoints.restore(latest, like)
+        else:
+            fresh = jax.device_get(jax.jit(new_variables)(init_key))
+            variables, lines = parts.initialize(fresh, config.init)
+            for line in lines:
+                metrics.say(line)
+            state = jax.jit(new_state, out_shardings=shardings)(variables)
+
+        flags = jax.NamedSharding(mesh, jax.P(sharding.AXES))
+        loop = Loop(
+            config=config,
+            folder=folder,
+            stream=stream,
+            take_step=make_step(
+                system, optimizer, config, np.asarray(jax.random.key_data(step_key)), shardings, flags
+            ),
+            make_evaluators=lambda: parts.make_evaluators(config, system),
+            like=like,
+            state=state,
+            step=latest or 0,
+            flags=flags,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            stop=stop,
+        )
+        return loop.run()
+
+
+def _open_checkpoints(config: Any, folder: Path) -> Checkpoints:
+    section = config.checkpoint
+    if optim.drops(config.optim) and config.get("eval_every", 0) and not section.get("keep_best", 1):
+        raise ConfigError(
+            "optim.reload_best_at_drop=True needs the best checkpoint, but checkpoint.keep_best=0; "
+            "set keep_best=1 or reload_best_at_drop=False"
+        )
+    return Checkpoints(
+        folder,
+        keep=section.keep,
+        keep_best=section.get("keep_best", 1),
+        metric=section.get("best_metric", ""),
+        mode=section.get("mode", "max"),
+    )
+
+
+def _find_run(config: Any, folder: Path, checkpoints: Checkpoints) -> tuple[int | None, Any, list[str]]:
+    """The newest checkpoint here, its data iterator state, and what the config changes; saves the config."""
+    latest, data, notes = checkpoints.latest(), None, []
+    if latest is not None:
+        data, meta = checkpoints.restore_json(latest)
+        changes = rundir.check_same_run(meta["config"], config, folder)
+        notes = [f"changed since step {latest}: {line}" for line in changes]
+    checkpoints.forget_after(-1 if latest is None else latest)
+    if jax.process_index() == 0:
+        rundir.write_json(folder / "config.json", rundir.to_dict(config))
+    return latest, data, notes
+
+
+def _open_stream(config: Any, mesh: jax.sharding.Mesh, parts: Parts, position: Any) -> Stream:
+    sharding.check_batch_size(mesh, config.batch_size)  # before anything that takes time
+    accumulate = int(config.optim.get("accumulate", 1))
+    if accumulate < 1:
+        raise ConfigError(f"optim.accumulate={accumulate} must be at least 1")
+    stream = Stream(parts.make_train_iterator(config), mesh, accumulate=accumulate)
+    if position is not None:
+        stream.restore(position)
+    return stream
+
+
+def _open_metrics(config: Any, folder: Path, latest: int | None) -> Metrics:
+    first = jax.process_index() == 0
+    return Metrics(folder, start=latest or 0, steps=config.steps, every=config.log_every, active=first)
+
+
+def _makers(config: Any, system: System, optimizer: Any, batch: Any) -> tuple[Callable, Callable]:
+    """`key -> variables` and `variables -> TrainState`, both traceable."""
+
+    def new_variables(key: jax.Array) -> Any:
+        return system.init(key, {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in batch.items()})
+
+    new_state = partial(
+        create,
+        optimizer=optimizer,
+        trainable=system.trainable,
+        ema=bool(config.optim.get("ema", 0.0)),
+        loss_scale=optim.initial_loss_scale(config),
+    )
+    return new_variables, new_state
+
+
+def _placed(shape: jax.ShapeDtypeStruct, where: jax.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
