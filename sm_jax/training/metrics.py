@@ -98,19 +98,23 @@ class Metrics:
 
     def _report(self, step: int) -> None:
         values = {name: total / self._count for name, total in self._sums.items()}
-        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
-        rate = self._count / seconds
-        self.write(step, values | {"steps_per_second": rate})
-        left = timedelta(seconds=round((self._steps - step) / rate))
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        speed = f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.2f} s/step"
-        self.say(f"step {step}/{self._steps}  {shown}  {speed}  eta {left}")
-        if self._progress:
-            self._progress.update(
-                self._task, completed=step, rate=speed, loss=f"loss {values.get('loss', 0):.4g}"
-            )
         self._sums, self._count = {}, 0
-        self.restart_clock()
+        loss = f"loss {values.get('loss', math.nan):.4g}"
+        shown, speed = "  ".join(f"{name} {value:.4g}" for name, value in values.items()), ""
+        now, (since, first) = self._seconds(), self._marks[0] if self._marks else (math.inf, step)
+        if now > since and step > first:
+            rate = (step - first) / (now - since)
+            values["steps_per_second"] = rate
+            speed = f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.2f} s/step"
+            shown += f"  {speed}  eta {timedelta(seconds=round((self._steps - step) / rate))}"
+            self._marks.append((now, step))
+        self.write(step, values)
+        self.say(f"step {step}/{self._steps}  {shown}")
+        if self._progress:
+            self._progress.update(self._task, completed=step, rate=speed, loss=loss)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._paused
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

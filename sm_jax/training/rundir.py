@@ -7,12 +7,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import sm_jax
 from sm_jax.errors import ConfigError
 
 # Differences in these make the state of a run meaningless for the other config; names in HARMLESS do not.
 STATE_KEYS = ("system", "model.", "init.", "optim.name", "optim.ema")
 HARMLESS = ("model.remat",)
-PACKAGES = ("sm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def prepare(workdir: str | os.PathLike) -> Path:
@@ -77,7 +78,7 @@ def check_same_run(saved: dict[str, Any], config: Any, folder: Path) -> list[str
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run depends on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "sm_jax": sm_jax.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
