@@ -24,7 +24,9 @@ def save(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
 def voc_xml(name: str, objects, size=SIZE) -> str:
     entries = "".join(
         f"<object><name>{label}</name><difficult>{int(difficult)}</difficult><bndbox>"
-        f"<xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+        f"<xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin>"
+        f"<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>"
+        "</bndbox></object>"
         for label, box, difficult in objects
     )
     return (

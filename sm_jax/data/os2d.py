@@ -1,0 +1,281 @@
+"""Training batches of OS2D: which images and classes belong to batch k, and the arrays they become.
+
+`BatchBuilder[k]` is a pure function of (source, options, seed, k): any process, worker or resumed run builds
+the same batch. Pictures stay uint8 here and are normalised by `finish`, so that little travels between processes.
+Source: OS2D (ECCV 2020), sec. 5 and the published code's batch construction.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sm_jax.data import images, transforms
+from sm_jax.data.sources.base import Source
+from sm_jax.errors import ConfigError, DataError, ImageError
+
+MAX_REPLACEMENTS = 10
+SKIPPED = "skipped"  # transport key, taken out by `finish`
+# What a random stream is for; each is seeded by (seed, purpose, batch, row), so that rows do not depend on each
+# other or on how many processes share the work.
+_EPOCH, _BATCH, _IMAGE, _QUERY = range(4)
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How batches are made; sizes are (height, width).
+
+    Attributes:
+      scale: crop pixels per image pixel that brings objects to their nominal size.
+      canvas: of the class pictures.
+      query_side: square root of a class picture's area.
+      The others as in the config section `data`.
+    """
+
+    scale: float
+    canvas: tuple[int, int]
+    batch_size: int = 4
+    class_batch_size: int = 15
+    crop: tuple[int, int] = (600, 600)
+    query_side: int = 240
+    max_boxes: int = 64
+    scale_jitter: float = 0.7
+    aspect_jitter: float = 0.9
+    min_coverage: float = 0.7
+    cut_coverage: float = 0.3
+    flips: bool = False
+    color: bool = False
+    query_crops: bool = False
+
+    def __post_init__(self):
+        for name in ("batch_size", "class_batch_size", "query_side", "max_boxes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data: {name} must be at least 1, not {getattr(self, name)}")
+        if min(self.crop) < 16:
+            raise ConfigError(f"data.crop: both sides must be at least 16 pixels, not {self.crop}")
+        for name in ("scale_jitter", "aspect_jitter"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name}: must lie in (0, 1], not {getattr(self, name)}")
+        if not 0 <= self.cut_coverage <= self.min_coverage <= 1:
+            raise ConfigError("data: 0 <= cut_coverage <= min_coverage <= 1 does not hold")
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"data.scale: must be positive, not {self.scale}")
+
+
+class BatchBuilder:
+    """Random access to this process's rows of global batch k.
+
+    Images follow a permutation of (seed, epoch); a batch that reaches the end of an epoch goes on with the
+    next. The class batch is the set of classes annotated on the batch's images (anywhere, difficult too),
+    shuffled, cut to `class_batch_size` and sorted.
+
+    Args:
+      source: the training data.
+      options: see `BatchOptions`.
+      seed: of everything random.
+      process_index: which rows of images and queries are built here.
+      process_count: in how many equal parts the rows are divided.
+
+    Raises:
+      ConfigError: the rows do not divide over the processes.
+      DataError: the source is empty.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        options: BatchOptions,
+        *,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if not len(source):
+            raise DataError("the training split has no pictures")
+        for name in ("batch_size", "class_batch_size"):
+            rows = getattr(options, name)
+            if rows % process_count:
+                raise ConfigError(f"{name}={rows} does not divide over {process_count} processes")
+        self.source = source
+        self.options = options
+        self._seed = seed
+        self._part = (process_index, process_count)
+
+    def __len__(self) -> int:
+        return 1 << 40  # endless for every practical purpose
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        """Batch k before `finish`: pictures uint8, and `SKIPPED`, JSON of [kind, name, message] as bytes."""
+        options = self.options
+        picks = self.picks(k)
+        rng = self._rng(_BATCH, k)
+        class_ids = self.class_batch(picks, rng)
+        flips = {name: bool(rng.random() < 0.5 and options.flips) for name in ("horizontal", "vertical")}
+        skipped: list[tuple[str, str, str]] = []
+        rows = [
+            self._image_row(k, row, picks[row], class_ids, flips, skipped)
+            for row in self._rows(options.batch_size)
+        ]
+        queries = [self._query_row(k, row, class_ids, flips, skipped) for row in self._rows(len(class_ids))]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        batch |= {name: np.stack([query[name] for query in queries]) for name in queries[0]}
+        batch["class_ids"] = class_ids[list(self._rows(len(class_ids)))]
+        batch[SKIPPED] = np.frombuffer(json.dumps(skipped).encode(), np.uint8)
+        return batch
+
+    def picks(self, k: int) -> list[int]:
+        """Indices of the images of global batch k."""
+        count, size = len(self.source), self.options.batch_size
+        positions = range(k * size, (k + 1) * size)
+        epochs = {position // count for position in positions}
+        orders = {epoch: self._rng(_EPOCH, epoch).permutation(count) for epoch in epochs}
+        return [int(orders[position // count][position % count]) for position in positions]
+
+    def class_batch(self, picks: list[int], rng: np.random.Generator) -> np.ndarray:
+        """i32 (class_batch_size,): class indices of the global batch in ascending order, then -1."""
+        size = self.options.class_batch_size
+        labels = [self._annotation(index)["labels"] for index in picks]
+        chosen = np.sort(rng.permutation(np.unique(np.concatenate(labels)))[:size])
+        return np.concatenate([chosen, np.full(size - len(chosen), -1)]).astype(np.int32)
+
+    def _rows(self, count: int) -> range:
+        index, parts = self._part
+        return range(index * count // parts, (index + 1) * count // parts)
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=stream))
+
+    def _annotation(self, index: int) -> dict[str, Any]:
+        try:
+            return self.source.annotation(index)
+        except ImageError:  # a scene around a damaged picture: it is named when the picture is read
+            nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+            return dict(zip(("boxes", "labels", "difficult"), nothing, strict=True)) | {
+                "image_id": str(index)
+            }
+
+    def _image_row(self, k, row, index, class_ids, flips, skipped) -> dict[str, np.ndarray]:
+        rng = self._rng(_IMAGE, k, row)
+        for _ in range(1 + MAX_REPLACEMENTS):
+            entry = self._annotation(index)
+            try:
+                image = self.source.image(index)
+            except ImageError as error:
+                skipped.append(("image", entry["image_id"], str(error)))
+                index = self._replacement(rng, class_ids)
+            else:
+                return self._crop(rng, image, entry, class_ids, flips)
+        nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int32)}
+        blank = np.zeros((*self.options.crop, 3), np.uint8)
+        entry = nothing | {"difficult": np.zeros(0, bool)}
+        return self._crop(rng, blank, entry, class_ids, flips) | {"valid": np.array(False)}
+
+    def _replacement(self, rng: np.random.Generator, class_ids: np.ndarray) -> int:
+        """A random image, one that shows a class of the batch if a few draws find it."""
+        for _ in range(MAX_REPLACEMENTS):
+            index = int(rng.integers(len(self.source)))
+            if np.isin(self._annotation(index)["labels"], class_ids).any():
+                break
+        return index
+
+    def _crop(self, rng, image, entry, class_ids, flips) -> dict[str, np.ndarray]:
+        options = self.options
+        crop = transforms.random_crop(
+            rng,
+            image.shape[:2],
+            entry["boxes"],
+            scale=options.scale,
+            crop=options.crop,
+            scale_jitter=options.scale_jitter,
+            aspect_jitter=options.aspect_jitter,
+            min_coverage=options.min_coverage,
+        )
+        covered = transforms.coverage(entry["boxes"], crop)
+        labels, difficult = transforms.crop_labels(
+            _local_labels(entry["labels"], class_ids),
+            entry["difficult"],
+            covered,
+            min_coverage=options.min_coverage,
+            cut_coverage=options.cut_coverage,
+        )
+        filter = transforms.random_filter(rng)
+        image, boxes = transforms.apply_crop(image, entry["boxes"], crop, options.crop, filter)
+        if options.color:
+            image = transforms.distort_color(rng, image)
+        image, boxes = transforms.flip(image, boxes, **flips)
+        # Boxes of other classes and boxes cut off match nothing: they give way first if there are too many.
+        keep = np.sort(np.lexsort((-covered, labels < 0))[: options.max_boxes])
+        padding = options.max_boxes - len(keep)
+        return {
+            "image": image,
+            "size": np.array(options.crop, np.int32),
+            "boxes": np.pad(boxes[keep], ((0, padding), (0, 0))).astype(np.float32),
+            "labels": np.pad(labels[keep], (0, padding), constant_values=transforms.ABSENT).astype(np.int32),
+            "difficult": np.pad(difficult[keep], (0, padding)),
+            "boxes_valid": np.arange(options.max_boxes) < len(keep),
+            "valid": np.array(True),
+        }
+
+    def _query_row(self, k, row, class_ids, flips, skipped) -> dict[str, np.ndarray]:
+        options = self.options
+        rng = self._rng(_QUERY, k, row)
+        canvas = np.zeros((*options.canvas, 3), np.uint8)
+        size, valid = options.canvas, False  # an empty row keeps a real size: nothing may divide by 0
+        label = int(class_ids[row])
+        if label >= 0:
+            try:
+                picture = self.source.query(label)
+            except ImageError as error:
+                skipped.append(("class picture", self.source.class_names[label], str(error)))
+            else:
+                picture = self._augment_query(rng, picture, flips)
+                size, valid = picture.shape[:2], True
+                canvas[: size[0], : size[1]] = picture
+        return {"query": canvas, "query_size": np.array(size, np.int32), "query_valid": np.array(valid)}
+
+    def _augment_query(self, rng, picture, flips) -> np.ndarray:
+        options = self.options
+        if options.query_crops:
+            picture = transforms.random_query_crop(rng, picture, aspect_jitter=options.aspect_jitter)
+        size = transforms.fit_query(picture.shape[:2], options.canvas, side=options.query_side)
+        picture = images.resize(picture, size, transforms.random_filter(rng))
+        if options.color:
+            picture = transforms.distort_color(rng, picture)
+        return transforms.flip(picture, np.zeros((0, 4), np.float32), **flips)[0]
+
+
+def finish(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[tuple[str, str, str]]]:
+    """Normalises a batch of `BatchBuilder` (zero padding after that) and takes out what was skipped.
+
+    Returns:
+      The training batch, and (kind, name, message) of every picture that could not be read; kind is "image"
+      or "class picture".
+    """
+    batch = dict(batch)
+    skipped = [tuple(entry) for entry in json.loads(batch.pop(SKIPPED).tobytes())]
+    batch["image"] = transforms.normalize(batch["image"])
+    batch["image"][~batch["valid"]] = 0.0
+    used = np.where(batch["query_valid"][:, None], batch["query_size"], 0)
+    batch["query"] = pad_queries(
+        [query[:height, :width] for query, (height, width) in zip(batch["query"], used, strict=True)],
+        batch["query"].shape[1:3],
+    )
+    return batch, skipped
+
+
+def pad_queries(pictures: list[np.ndarray], canvas: tuple[int, int]) -> np.ndarray:
+    """Normalised f32 (n, h, w, 3) of uint8 pictures that fit `canvas` (h, w), zero padded right and below."""
+    out = np.zeros((len(pictures), *canvas, 3), np.float32)
+    for row, picture in zip(out, pictures, strict=True):
+        row[: picture.shape[0], : picture.shape[1]] = transforms.normalize(picture)
+    return out
+
+
+def _local_labels(labels: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """Class indices -> rows of the class batch, `ABSENT` if the class is not in it."""
+    present = class_ids[class_ids >= 0]
+    if not len(present):
+        return np.full(len(labels), transforms.ABSENT, np.int32)
+    rows = np.minimum(np.searchsorted(present, labels), len(present) - 1)
+    return np.where(present[rows] == labels, rows, transforms.ABSENT).astype(np.int32)

@@ -1,0 +1,132 @@
+"""The training iterator: grain builds batches ahead in worker processes; the position is the whole state."""
+
+import json
+import logging
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from sm_jax.data import os2d
+from sm_jax.errors import DataError
+
+MAX_SKIPPED_SHARE = 0.01
+_log = logging.getLogger("sm_jax.data")
+
+
+class TrainIterator:
+    """Endless iterator over this process's rows of the training batches.
+
+    Batch k is a pure function of the builder, so the batches do not depend on the number of workers, and the
+    state is the number of the next batch, the same on every process. It follows grain's checkpoint protocol:
+    `grain.checkpoint.CheckpointSave(iterator)` and `CheckpointRestore(iterator)` work.
+
+    Pictures that cannot be read were replaced by the builder; here they are counted and named once each.
+
+    Args:
+      builder: makes batch k.
+      workers: processes that build batches; 0 builds them in threads of this process.
+
+    Raises:
+      DataError: from `next`, when more than 1 % of the images, or of the class pictures, cannot be read.
+    """
+
+    def __init__(self, builder: os2d.BatchBuilder, *, workers: int = 0):
+        self._builder = builder
+        self._workers = workers
+        self._position = 0
+        self._iterator: Any = None
+        self._skipped: dict[tuple[str, str], str] = {}
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.start_prefetch()
+        batch, skipped = os2d.finish(next(self._iterator))
+        self._position += 1
+        self._count(skipped)
+        return batch
+
+    @property
+    def skipped(self) -> dict[tuple[str, str], str]:
+        """What could not be read so far in this process: (kind, name) -> reason."""
+        return dict(self._skipped)
+
+    def get_state(self) -> bytes:
+        """The position as JSON bytes (what grain's checkpoint handler expects)."""
+        return json.dumps({"next_batch": self._position}).encode()
+
+    def set_state(self, state: bytes | str | dict[str, int]) -> None:
+        """Goes on with the batch that `get_state` stood before. Raises DataError for anything else."""
+        try:
+            values = state if isinstance(state, dict) else json.loads(state)
+            position = int(values["next_batch"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise DataError(f"not the state of a training iterator: {str(state)[:80]!r}") from error
+        self.close()
+        self._position = position
+
+    def start_prefetch(self) -> None:
+        """Starts building batches ahead; `next` does it by itself."""
+        if self._iterator is None:
+            self._iterator = iter(_dataset(self._builder, self._position, self._workers))
+
+    def close(self) -> None:
+        """Ends the workers; the iterator can be used again and goes on where it was."""
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+    def __enter__(self) -> "TrainIterator":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _count(self, skipped: list[tuple[str, str, str]]) -> None:
+        for kind, name, message in skipped:
+            if (kind, name) not in self._skipped:
+                self._skipped[kind, name] = message
+                _log.warning("skipped %s %s: %s", kind, name, message)
+        source = self._builder.source
+        for kind, total in (("image", len(source)), ("class picture", source.num_classes)):
+            reasons = [
+                message for (skipped_kind, _), message in self._skipped.items() if skipped_kind == kind
+            ]
+            if len(reasons) > MAX_SKIPPED_SHARE * total:
+                self.close()
+                raise DataError(
+                    f"{len(reasons)} of {total} {kind}s cannot be read, more than "
+                    f"{MAX_SKIPPED_SHARE:.0%}; the first: {reasons[0]}; `sm-jax data check` lists them"
+                )
+
+
+class _From:
+    """Batches of a builder from a position on."""
+
+    def __init__(self, builder: os2d.BatchBuilder, start: int):
+        self._builder, self._start = builder, start
+
+    def __len__(self) -> int:
+        return len(self._builder) - self._start
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._builder[self._start + int(index)]
+
+
+def _dataset(builder: os2d.BatchBuilder, start: int, workers: int) -> grain.IterDataset:
+    batches = grain.MapDataset.source(_From(builder, start))
+    if not workers:
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which a notebook never parses
+    serial = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return serial.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+
+
+def process_part() -> tuple[int, int]:
+    """(index, count) of this process in a distributed run."""
+    shard = grain.sharding.ShardByJaxProcess()
+    return shard.shard_index, shard.shard_count
