@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import types
 
@@ -46,7 +47,7 @@ def test_folders_of_the_environment_variable(tmp_path, monkeypatch):
     first.mkdir()
     second.mkdir()
     save_file({"a": np.zeros(1)}, second / "mine.safetensors")
-    monkeypatch.setenv("SM_JAX_WEIGHTS", f"{first}:{second}")
+    monkeypatch.setenv("SM_JAX_WEIGHTS", f"{first}{os.pathsep}{second}")
     assert registry.resolve("mine") == registry.resolve("mine.safetensors") == second / "mine.safetensors"
     shutil.copy(second / "mine.safetensors", second / "resnet101-tv.safetensors")
     assert registry.resolve("resnet101-tv") == second / "resnet101-tv.safetensors"
