@@ -1,4 +1,4 @@
-"""Data: sources with random access, augmentation, the training iterator. NumPy only; see `docs/own-data.md`."""
+"""Sources with random access, augmentation and the training iterator. NumPy only; see `docs/own-data.md`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 """Training batches of OS2D: which images and classes belong to batch k, and the arrays they become.
 
 `BatchBuilder[k]` is a pure function of (source, options, seed, k): any process, worker or resumed run builds
-the same batch. Pictures stay uint8 here and are normalised by `finish`, so that little travels between processes.
+the same batch. Pictures stay uint8 here and are normalised by `finish`: little travels between processes.
 Source: OS2D (ECCV 2020), sec. 5 and the published code's batch construction.
 """
 
@@ -17,8 +17,8 @@ from sm_jax.errors import ConfigError, DataError, ImageError
 
 MAX_REPLACEMENTS = 10
 SKIPPED = "skipped"  # transport key, taken out by `finish`
-# What a random stream is for; each is seeded by (seed, purpose, batch, row), so that rows do not depend on each
-# other or on how many processes share the work.
+# What a random stream is for; each is seeded by (seed, purpose, batch, row), so that a row does not depend on
+# the others or on how many processes share the work.
 _EPOCH, _BATCH, _IMAGE, _QUERY = range(4)
 
 
@@ -252,7 +252,8 @@ def finish(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[tu
       The training batch, and (kind, name, message) of every picture that could not be read; kind is "image"
       or "class picture".
     """
-    batch = dict(batch)
+    # Copies: arrays of a worker lie in shared memory, which must not outlive the iterator.
+    batch = {name: np.array(batch[name]) for name in sorted(batch)}
     skipped = [tuple(entry) for entry in json.loads(batch.pop(SKIPPED).tobytes())]
     batch["image"] = transforms.normalize(batch["image"])
     batch["image"][~batch["valid"]] = 0.0

@@ -37,7 +37,7 @@ class TrainIterator:
         self._workers = workers
         self._position = 0
         self._iterator: Any = None
-        self._skipped: dict[tuple[str, str], str] = {}
+        self._skipped: dict[tuple[str, str], str] = {}  # (kind, reason) -> name
 
     def __iter__(self) -> "TrainIterator":
         return self
@@ -50,9 +50,9 @@ class TrainIterator:
         return batch
 
     @property
-    def skipped(self) -> dict[tuple[str, str], str]:
-        """What could not be read so far in this process: (kind, name) -> reason."""
-        return dict(self._skipped)
+    def skipped(self) -> list[tuple[str, str, str]]:
+        """What could not be read so far in this process: (kind, name, reason), each reason once."""
+        return [(kind, name, reason) for (kind, reason), name in self._skipped.items()]
 
     def get_state(self) -> bytes:
         """The position as JSON bytes (what grain's checkpoint handler expects)."""
@@ -86,15 +86,13 @@ class TrainIterator:
         self.close()
 
     def _count(self, skipped: list[tuple[str, str, str]]) -> None:
-        for kind, name, message in skipped:
-            if (kind, name) not in self._skipped:
-                self._skipped[kind, name] = message
-                _log.warning("skipped %s %s: %s", kind, name, message)
+        for kind, name, reason in skipped:
+            if (kind, reason) not in self._skipped:
+                self._skipped[kind, reason] = name
+                _log.warning("skipped %s %s: %s", kind, name, reason)
         source = self._builder.source
         for kind, total in (("image", len(source)), ("class picture", source.num_classes)):
-            reasons = [
-                message for (skipped_kind, _), message in self._skipped.items() if skipped_kind == kind
-            ]
+            reasons = [reason for skipped_kind, reason in self._skipped if skipped_kind == kind]
             if len(reasons) > MAX_SKIPPED_SHARE * total:
                 self.close()
                 raise DataError(

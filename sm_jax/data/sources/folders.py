@@ -95,7 +95,8 @@ class ComposedSource:
     def _layout(self, index: int):
         """Objects shown, their boxes int (n, 4), and the generator to go on with."""
         if not self._usable[index]:
-            raise ImageError(f"{self._objects.annotation(index)['image_id']}: the picture cannot be read")
+            self._objects.image(index)  # says what is wrong with it
+            raise ImageError(f"{self._objects.annotation(index)['image_id']}: the picture cannot be used")
         rng = np.random.default_rng([self._seed, index])
         count = int(rng.integers(GRID, GRID * GRID + 1))
         others = rng.choice(np.flatnonzero(self._usable), count - 1)
