@@ -52,7 +52,8 @@ class Report:
 
     Attributes:
       pictures, boxes: counts per split as the training would use it.
-      scale: factor that brings the median object of the training split to 240 pixels.
+      median_size: square root of the median area of the training split's boxes in pixels, 0 without boxes.
+      scale: factor that brings it to 240 pixels, 0 without boxes.
     """
 
     path: str
@@ -112,7 +113,7 @@ def check(path: str | Path) -> Report:
     classes = _classes(collection, records)
     findings.extend(_class_findings(collection, classes))
     sizes = _sizes(records.get("train", []))
-    median = float(np.median(sizes)) if len(sizes) else float("nan")
+    median = float(np.median(sizes)) if len(sizes) else 0.0
     return Report(
         path=str(path),
         format=collection.format,
@@ -120,8 +121,8 @@ def check(path: str | Path) -> Report:
         boxes={split: sum(len(record.boxes) for record in members) for split, members in records.items()},
         classes=classes,
         median_size=median,
-        scale=240.0 / median,
-        findings=findings,
+        scale=240.0 / median if median else 0.0,
+        findings=list(dict.fromkeys(findings)),  # splits of one family share pictures
         notes=[*collection.notes, *notes],
     )
 
@@ -150,7 +151,7 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     table.add_row(f"{len(report.classes)} classes", *(str(count) for count in report.boxes.values()))
     table.add_row("pictures", *(str(count) for count in report.pictures.values()))
     console.print(table)
-    if np.isfinite(report.median_size):
+    if report.median_size:
         console.print(
             f"median object of the training split: {report.median_size:.0f} px; training works at scale "
             f"{report.scale:.3g}, which makes it 240 px"

@@ -17,7 +17,7 @@ NEAR_BITS = 2  # of 128: pictures whose difference hashes differ by no more look
 
 @dataclass(frozen=True)
 class Look:
-    """What decoding one picture told: an error, or hashes of its file and (if it has contrast) of its look."""
+    """What decoding a picture told: an error, or hashes of its file and, if it has contrast, of its look."""
 
     problem: str = ""
     content: str = ""

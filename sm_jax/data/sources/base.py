@@ -182,6 +182,13 @@ class RecordSource:
         record = self._records[index]
         return read_annotated(record.path, record.size)
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """The picture's file if decoding it gives `image(index)`; None if the boxes ignore its EXIF turn."""
+        record = self._records[index]
+        if record.size not in (None, images.image_size(record.path)):
+            return None
+        return record.path.read_bytes()
+
     def query(self, label: int) -> np.ndarray:
         return self._cache.get(label, self._pictures[label].read)
 
