@@ -140,19 +140,20 @@ def pooled_scores(corr, transform, *, size=None, template=15):
 
 
 def _geometry(template, shape, planes, valid):
-    """Loop invariants for flattened maps of `shape` "n k h w": a function of the template row -> its points.
+    """Loop invariants of maps of `shape` "n k h w", as a function (row, columns) -> where that row samples.
 
-    `points_of(row)` gives, for every kept column, (channel offset, column coordinate u, x axis, y axis), each
-    axis a triple (lower neighbour, fraction, inside) of "n h w" arrays.
+    For m columns it gives "m n h w" arrays: the flat index of the upper left neighbour, then per axis (x, y)
+    the fraction towards the next neighbour and whether the gradient passes the clamp.
     """
-    count, _, height, width = shape
-    a, b, tx, c, d, ty = planes
-    cells = affine.cell_grid((height, width), lead=1)
+    count, channels, height, width = shape
+    a, b, tx, c, d, ty = (plane[None] for plane in planes)
+    cells = affine.cell_grid((height, width), lead=2)
     x_shift, y_shift = (
         points.local_to_index(shift, cells[..., i], template=template) for i, shift in enumerate((tx, ty))
     )
+    last_y, last_x = (valid[:, i].reshape(1, count, 1, 1) - 1 for i in range(2))
+    maps = lax.broadcasted_iota(jnp.int32, (1, count, 1, 1), 1) * (channels * height * width)
     half = points.local_to_index(1.0, -0.5, template=template)
-    bottom, right = (valid[:, i].reshape(count, 1, 1) - 1 for i in range(2))
     axis = points.template_axis(template)
 
     def along(raw, last):
@@ -160,51 +161,51 @@ def _geometry(template, shape, planes, valid):
         low = jnp.maximum(jnp.minimum(jnp.floor(value), last - 1), 0.0)
         return low.astype(jnp.int32), value - low, (raw >= 0) & (raw <= last) & (last > 0)
 
-    def points_of(row):
-        v = jnp.asarray(axis)[row] * half
-        x_row, y_row = x_shift + b * v, y_shift + d * v
-        for column in range(BORDER, template - BORDER):
-            u = float(axis[column]) * half
-            channel = (row * template + column) * (height * width)
-            yield channel, float(axis[column]), along(x_row + a * u, right), along(y_row + c * u, bottom)
+    def row_points(row, columns):
+        v, u = jnp.asarray(axis)[row] * half, (axis[columns] * half).reshape(-1, 1, 1, 1)
+        x, *x_rest = along(x_shift + b * v + a * u, last_x)
+        y, *y_rest = along(y_shift + d * v + c * u, last_y)
+        channel = (row * template + columns).reshape(-1, 1, 1, 1) * (height * width)
+        return maps + channel + (y * width + x), x_rest, y_rest
 
-    return points_of
+    return row_points
 
 
-def _neighbours(shape):
-    """Flat offset of each map of "n k h w", and the steps to the right and lower neighbour.
+def _corners_of(index, shape):
+    """The four neighbours' flat indices: (upper left, upper right, lower left, lower right).
 
-    A map of one row or column has no such neighbour; the step is then 0 (its weight is 0 too).
+    A map of one row or column has no second one: the index is then the first, and its weight is 0.
     """
-    count, channels, height, width = shape
-    maps = lax.broadcasted_iota(jnp.int32, (count, 1, 1), 0) * (channels * height * width)
-    return maps, (1 if width > 1 else 0), (width if height > 1 else 0)
+    right, down = (1 if shape[3] > 1 else 0), (shape[3] if shape[2] > 1 else 0)
+    return index, index + right, index + down, index + (down + right)
+
+
+def _read(flat, index):
+    """Values at in-bounds flat indices, in float32 (a NaN coordinate converts to index 0)."""
+    return flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+
+
+def _zeros_like(array):
+    """Float32 zeros that vary over a mesh as `array` does, which `shard_map` asks of a loop's carry."""
+    return jnp.where(False, array.astype(jnp.float32), 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pooled_pair(template, corr, planes, valid):
     """corr "n k h w", planes "6 n h w", valid "n 2" float -> two equal "n h w" score maps."""
-    _, _, height, width = corr.shape
-    points_of = _geometry(template, corr.shape, planes, valid)
-    maps, right, down = _neighbours(corr.shape)
+    row_points = _geometry(template, corr.shape, planes, valid)
     flat = corr.reshape(-1)
 
-    def read(index):
-        return flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
-
     def add_row(row, total):
-        for channel, _, (x, fx, _), (y, fy, _) in points_of(row):
-            index = maps + channel + y * width + x
-            upper, lower = (
-                left + fx * (read(start + right) - left)
-                for start in (index, index + down)
-                for left in (read(start),)
-            )
-            total = total + upper + fy * (lower - upper)
+        # columns unrolled: the whole row becomes one fused kernel that stores nothing but the sum
+        for column in range(BORDER, template - BORDER):
+            index, (fx, _), (fy, _) = row_points(row, np.array([column]))
+            v00, v01, v10, v11 = (_read(flat, corner) for corner in _corners_of(index, corr.shape))
+            upper, lower = v00 + fx * (v01 - v00), v10 + fx * (v11 - v10)
+            total = total + (upper + fy * (lower - upper))[0]
         return total
 
-    # 0 * plane: the carry varies over a mesh like the operands do
-    total = lax.fori_loop(BORDER, template - BORDER, add_row, planes[2] * 0)
+    total = lax.fori_loop(BORDER, template - BORDER, add_row, _zeros_like(planes[2]))
     scores = total / (template - 2 * BORDER) ** 2
     return scores, scores
 
@@ -214,46 +215,35 @@ def _pooled_pair_forward(template, corr, planes, valid):
 
 
 def _pooled_pair_backward(template, saved, cotangents):
-    """One pass: `corr` takes both cotangents, the transform only the first score's."""
+    """One pass for both scores: `corr` takes both cotangents, the transform only the first one's."""
     corr, planes, valid = saved
-    _, _, height, width = corr.shape
-    points_of = _geometry(template, corr.shape, planes, valid)
-    maps, right, down = _neighbours(corr.shape)
+    row_points = _geometry(template, corr.shape, planes, valid)
     flat = corr.reshape(-1)
-    weight = 1.0 / (template - 2 * BORDER) ** 2
-    g_score = cotangents[0] * weight
-    g_corr = g_score + cotangents[1] * weight
-    half = points.local_to_index(1.0, -0.5, template=template)
-    axis = jnp.asarray(points.template_axis(template))
-
-    def read(index):
-        return flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+    points_pooled = (template - 2 * BORDER) ** 2
+    g_score = cotangents[0] / points_pooled
+    g_corr = (g_score + cotangents[1] / points_pooled)[None]
+    columns = np.arange(BORDER, template - BORDER)
+    axis = points.template_axis(template)
+    u = axis[columns].reshape(-1, 1, 1, 1)
 
     def add_row(row, carry):
+        # columns as an axis: unrolled scatters would take five times as long to compile
         d_corr, d_planes = carry
-        zero = jnp.zeros_like(g_score)
-        x_sum, x_u, y_sum, y_u = zero, zero, zero, zero
-        for channel, u, (x, fx, x_in), (y, fy, y_in) in points_of(row):
-            i00 = maps + channel + y * width + x
-            i01, i10 = i00 + right, i00 + down
-            i11 = i10 + right
-            v00, v01, v10, v11 = read(i00), read(i01), read(i10), read(i11)
-            d_x = jnp.where(x_in, (1 - fy) * (v01 - v00) + fy * (v11 - v10), 0.0)
-            d_y = jnp.where(y_in, (1 - fx) * (v10 - v00) + fx * (v11 - v01), 0.0)
-            x_sum, x_u, y_sum, y_u = x_sum + d_x, x_u + u * d_x, y_sum + d_y, y_u + u * d_y
-            for index, part in (
-                (i00, (1 - fx) * (1 - fy)),
-                (i01, fx * (1 - fy)),
-                (i10, (1 - fx) * fy),
-                (i11, fx * fy),
-            ):
-                d_corr = d_corr.at[index].add(part * g_corr, mode="promise_in_bounds")
-        v = axis[row]
-        return d_corr, d_planes + jnp.stack([x_u, v * x_sum, x_sum, y_u, v * y_sum, y_sum])
+        index, (fx, x_inside), (fy, y_inside) = row_points(row, columns)
+        indices = _corners_of(index, corr.shape)
+        v00, v01, v10, v11 = (_read(flat, corner) for corner in indices)
+        d_x = jnp.where(x_inside, (1 - fy) * (v01 - v00) + fy * (v11 - v10), 0.0)
+        d_y = jnp.where(y_inside, (1 - fx) * (v10 - v00) + fx * (v11 - v01), 0.0)
+        weights = ((1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy)
+        for corner, weight in zip(indices, weights, strict=True):
+            d_corr = d_corr.at[corner].add(weight * g_corr, mode="promise_in_bounds")
+        v = jnp.asarray(axis)[row]
+        rows = [(jnp.sum(u * d, axis=0), jnp.sum(d, axis=0)) for d in (d_x, d_y)]
+        return d_corr, d_planes + jnp.stack([part for du, d in rows for part in (du, v * d, d)])
 
-    start = (jnp.zeros(flat.shape, jnp.float32) + 0 * g_corr[0, 0, 0], planes * 0)
+    start = _zeros_like(flat), _zeros_like(planes)
     d_corr, d_planes = lax.fori_loop(BORDER, template - BORDER, add_row, start)
-    d_planes = d_planes * (half * g_score)[None]
+    d_planes = d_planes * (points.local_to_index(1.0, -0.5, template=template) * g_score)[None]
     return d_corr.reshape(corr.shape).astype(corr.dtype), d_planes, jnp.zeros_like(valid)
 
 
