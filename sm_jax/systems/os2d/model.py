@@ -22,6 +22,8 @@ from sm_jax.systems.os2d.transformnet import CHANNELS, TransformNet
 Array = jax.Array
 Variables = dict[str, Any]
 
+FEATURES = 1024
+"""Channels of the features at level C4."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 
