@@ -7,7 +7,9 @@ averages run over the whole batch, which under `jax.jit` is the global batch, ho
 """
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +62,6 @@ class ObjectiveConfig:
     class_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "class_weights", tuple(self.class_weights))
         if self.class_objective not in CLASS_OBJECTIVES:
             raise ConfigError(
                 f"objective.class_objective: {self.class_objective!r} is none of {CLASS_OBJECTIVES}"
@@ -74,6 +75,18 @@ class ObjectiveConfig:
             raise ConfigError("objective.neg_to_pos_ratio: must not be negative")
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.class_weights):
             raise ConfigError("objective.class_weights: must be finite and not negative")
+
+    @classmethod
+    def create(cls, options: Mapping[str, Any]) -> "ObjectiveConfig":
+        """From the `objective` section of a config; an unknown key is a `ConfigError` naming the nearest."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in options:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+                raise ConfigError(f"objective.{key}: unknown key{hint}")
+        values = dict(options)
+        return cls(**values | {"class_weights": tuple(values.get("class_weights", ()))})
 
 
 class Criterion(NamedTuple):
@@ -306,14 +319,35 @@ def loss(
       the TransformNet's statistics are frozen).
     """
     del key
-    features, features_size = model.extract(model_config, variables, batch["image"], batch["size"])
-    queries, queries_size = model.extract(model_config, variables, batch["query"], batch["query_size"])
+    valid, query_valid = batch["valid"], batch["query_valid"]
+    # Padding counts as a picture without a single valid pixel, whatever size it came with.
+    size = jnp.where(valid[:, None], batch["size"], 0)
+    query_size = jnp.where(query_valid[:, None], batch["query_size"], 0)
+    features, features_size, updates = model.extract_train(model_config, variables, batch["image"], size)
+    variables = _replaced(variables, updates)
+    queries, queries_size, more = model.extract_train(model_config, variables, batch["query"], query_size)
     if not model_config.train_features:
         features, queries = jax.lax.stop_gradient((features, queries))
-    template = model.encode_features(model_config, queries, queries_size)
-    output, updates = model.head(model_config, variables, features, features_size, template, train=True)
+    # The head clamps coordinates to the valid map, which therefore must not be empty.
+    features_size = jnp.where(valid[:, None], features_size, jnp.asarray(features.shape[1:3])[None])
+    queries_size = jnp.where(query_valid[:, None], queries_size, jnp.asarray(queries.shape[1:3])[None])
+    output, statistics = model.head(
+        model_config,
+        variables,
+        features,
+        features_size,
+        model.encode_features(model_config, queries, queries_size),
+        train=True,
+        query_valid=query_valid,
+        image_valid=valid,
+    )
     metrics = evaluate(config, output, batch, features_size)
-    return metrics["loss"], (metrics, updates)
+    return metrics["loss"], (metrics, _replaced(_replaced(updates, more), statistics))
+
+
+def _replaced(tree: dict[str, Any], updates: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the parts of its collections that `updates` holds."""
+    return tree | {kind: tree.get(kind, {}) | parts for kind, parts in updates.items()}
 
 
 def evaluate(
