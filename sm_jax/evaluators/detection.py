@@ -55,17 +55,17 @@ def voc(
 ) -> VocResult:
     """Score detections against annotations (OS2D spec sec. 12; published OS2D code).
 
-    Every detection is matched to the box of its class and image with the largest IoU, difficult ones included;
-    one pixel is added to x2 and y2 of both before the IoU. A detection on a difficult box counts neither way; the
-    first on a box is right, later ones are wrong, with no second-best box.
+    Every detection is matched to the box of its class and image with the largest IoU, difficult ones
+    included; one pixel is added to x2 and y2 of both before the IoU. A detection on a difficult box counts
+    neither way; the first on a box is right, later ones are wrong, with no second-best box.
 
     Args:
       detections: one mapping per image: `boxes` (n, 4) xyxy pixels, `scores` (n,), `labels` (n,) integers.
-      ground_truth: one mapping per image: `boxes` (m, 4), `labels` (m,), and `difficult` (m,) bool (absent: none).
+      ground_truth: one mapping per image: `boxes` (m, 4), `labels` (m,), `difficult` (m,) bool, if any.
       iou_threshold: the smallest IoU of a match.
       points: "all" for the area under the precision envelope, "11" for the eleven-point average.
       joint: "aligned" pools scores with their own matches; "published" repeats the published code, which
-        concatenates scores and matches in different class orders when a class is annotated before it is detected.
+        concatenates the two in different class orders when a class is annotated before it is detected.
 
     Raises:
       ValueError: the two sequences differ in length, or an option is none of the above.

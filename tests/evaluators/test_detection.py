@@ -30,7 +30,9 @@ def test_golden_voc(path):
         points = "11" if case[3] else "all"
         ours = voc(detections, truth, iou_threshold=threshold, points=points)
         for key in ("map", "map_weighted", "recall"):
-            np.testing.assert_allclose(getattr(ours, key), g[f"{name}_{key}"], atol=1e-9, err_msg=f"{name} {key}")
+            np.testing.assert_allclose(
+                getattr(ours, key), g[f"{name}_{key}"], atol=1e-9, err_msg=f"{name} {key}"
+            )
         published = voc(detections, truth, iou_threshold=threshold, points=points, joint="published")
         np.testing.assert_allclose(ours.ap_joint, g[f"{name}_ap_joint_classes_aligned"], atol=1e-9)
         np.testing.assert_allclose(published.ap_joint, g[f"{name}_ap_joint_classes"], atol=1e-9)
@@ -57,7 +59,13 @@ def _image(boxes, labels, scores=None, difficult=None):
 
 def test_hand_counted():
     truth = [_image([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1], difficult=[False, True])]
-    found = [_image([[0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60], [80, 80, 90, 90]], [1] * 4, [0.9, 0.8, 0.7, 0.6])]
+    found = [
+        _image(
+            [[0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60], [80, 80, 90, 90]],
+            [1] * 4,
+            [0.9, 0.8, 0.7, 0.6],
+        )
+    ]
     result = voc(found, truth)
     np.testing.assert_allclose(result.curves[1][0], [1, 1 / 2, 1 / 2, 1 / 3])  # hit, repeated, ignored, miss
     assert (result.map, result.recall, result.n_pos) == (1.0, 1.0, {1: 1})

@@ -1,0 +1,260 @@
+"""For people: `load("os2d").detect(images, queries)`."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sm_jax import pretrained, search
+from sm_jax.data import images as pictures
+from sm_jax.detections import Detections
+from sm_jax.errors import ConfigError, ImageError, WeightsError
+from sm_jax.requests import Request, RequestBank, fingerprint
+from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyramid_sizes
+
+THRESHOLD = 0.55
+"""Between the scores of objects (0.55 to 0.8) and of look-alikes on shelves, with ImageNet features."""
+
+MAX_LEVEL_PIXELS = 64_000_000
+MAX_ASPECT = 30
+PREVIEW = 160  # longer side, in pixels, of the picture kept with a request
+SYSTEMS = ("os2d",)
+
+
+class Detector:
+    """A matcher with its weights; `load` makes one.
+
+    Attributes:
+      notes: lines that say where the weights came from.
+      compiles: programs made so far, by kind (see `Predictor`).
+    """
+
+    def __init__(
+        self, model_parts, variables, *, query_size: int = 240, notes: Sequence[str] = (), **options
+    ):
+        """Wrap `parts(config)` and variables; `query_size`: of the config; `options`: of `Predictor`."""
+        self.notes = list(notes)
+        self._variables, self._query_size = variables, query_size
+        self._predictor = Predictor(model_parts, **options)
+        self._fingerprint = ""
+
+    @property
+    def compiles(self):
+        return self._predictor.compiles
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights that encode queries; banks made with other weights are refused."""
+        if not self._fingerprint:
+            part = {kind: tree.get("backbone", {}) for kind, tree in self._variables.items()}
+            self._fingerprint = fingerprint(part)
+        return self._fingerprint
+
+    def encode(
+        self,
+        queries,
+        *,
+        labels: str | Sequence[str] | None = None,
+        rotations: bool = False,
+        mirrored: bool = False,
+        threshold: float | None = None,
+    ) -> RequestBank:
+        """Encode query pictures once, for any number of images.
+
+        Args:
+          queries: a picture, a list of pictures, or a dict label -> picture or list of pictures. A picture is
+            a path, encoded bytes, a Pillow image, or a uint8 array (h, w, 3).
+          labels: one for each picture of a list, or one for all; default: file names without ending, "query".
+          rotations: also search the query turned by 90, 180 and 270 degrees.
+          mirrored: also search its mirror image.
+          threshold: score that detections of these queries must exceed, whatever `detect` is told.
+
+        Raises:
+          ConfigError: no query, or labels that do not fit; ImageError: a picture that cannot be used.
+        """
+        augmentation = {(False, False): "", (True, False): "rotation90", (False, True): "horflip"}.get(
+            (bool(rotations), bool(mirrored)), "horflip_rotation90"
+        )
+        requests = []
+        for label, picture, source in _labelled(queries, labels):
+            name = source or f"query {label!r}"
+            image = pictures.as_image(picture, name=name)
+            height, width = image.shape[:2]
+            if max(height, width) > MAX_ASPECT * min(height, width):
+                raise ImageError(
+                    f"{name}: {width}x{height} is too thin for a query (at most {MAX_ASPECT}:1); crop it"
+                )
+            template = search.encode_views(
+                self._predictor, self._variables, image, views=augmentation, side=self._query_size
+            )
+            requests.append(
+                Request(
+                    label=label,
+                    template=template,
+                    views=augmentation,
+                    size=(height, width),
+                    threshold=threshold,
+                    source=source,
+                    preview=_preview(image),
+                )
+            )
+        return RequestBank(requests, fingerprint=self.fingerprint)
+
+    def detect(
+        self,
+        images,
+        queries,
+        *,
+        labels: str | Sequence[str] | None = None,
+        scales: Sequence[float] | None = None,
+        rotations: bool = False,
+        mirrored: bool = False,
+        threshold: float = THRESHOLD,
+        max_detections: int = 100,
+        iou: float = 0.3,
+        across_labels: bool = False,
+    ) -> list[Detections]:
+        """Find every query in every image.
+
+        Args:
+          images: a picture or a list of pictures (see `encode`).
+          queries: as `encode` takes them, or a `RequestBank`. Queries of one label compete for detections.
+          labels, rotations, mirrored: as in `encode`; a bank has its own.
+          scales: the image is searched resized by each factor; an object is found where it is about 240
+            pixels large then. Default: `search.automatic_scales`, from the sizes of image and queries.
+          threshold: scores must be above it.
+          max_detections: at most so many per label, the best ones (in all with `across_labels`).
+          iou: of two detections of a label that overlap more, the better one stays.
+          across_labels: detections of different labels compete too.
+
+        Returns:
+          One `Detections` per image.
+
+        Raises:
+          ConfigError, ImageError, WeightsError: one line each; see `encode`.
+        """
+        bank = queries
+        if not isinstance(bank, RequestBank):
+            bank = self.encode(queries, labels=labels, rotations=rotations, mirrored=mirrored)
+        elif labels is not None or rotations or mirrored:
+            raise ConfigError(
+                "labels, rotations and mirrored belong to encode(); this request bank is encoded already"
+            )
+        if not len(bank):
+            raise ConfigError("no query: give at least one picture of what to look for")
+        if bank.fingerprint != self.fingerprint:
+            raise WeightsError("the request bank was encoded with other weights; encode its pictures again")
+        if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
+            raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
+        options = {
+            "score_threshold": threshold,
+            "max_detections": max_detections,
+            "iou": iou,
+            "across_classes": across_labels,
+        }
+        return [self._search(image, bank, scales, options) for image in _listed(images)]
+
+    def _search(self, picture, bank, scales, options) -> Detections:
+        name = str(picture) if isinstance(picture, (str, os.PathLike)) else "image"
+        image = pictures.as_image(picture, name=name)
+        size = image.shape[:2]
+        scales = _checked_scales(scales, size, name, [request.size for request in bank])
+        templates, ids, request_of, view_of = bank.templates()
+        own = np.array([request.threshold for request in bank], float)  # None becomes NaN
+        limits = np.where(np.isnan(own), options["score_threshold"], own)[request_of]
+        found = self._predictor.detect(
+            self._variables,
+            search.levels(image, scales),
+            templates,
+            class_ids=ids,
+            image_size=size,
+            shapes=[bank.requests[r].view_size(v) for r, v in zip(request_of, view_of, strict=True)],
+            **options | {"score_threshold": limits},
+        )
+        return Detections.build(size, found, bank, request_of, view_of)
+
+
+def load(
+    name: str = "os2d",
+    *,
+    weights: str | os.PathLike = "resnet50-caffe-c4",
+    transform: str | os.PathLike = "",
+    model: Mapping[str, Any] | None = None,
+    **options,
+) -> Detector:
+    """A matcher with pretrained weights.
+
+    Args:
+      name: the system, "os2d".
+      weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run.
+        Weights of a backbone alone give the sliding-window matcher: templates are not deformed.
+      transform: weights of the transformation network, if they come from another file.
+      model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; depth, norm and version
+        (4 parameters, or 6 used inversely) are read from the weights.
+      **options: of `Predictor`: `step`, `chunk`, `top_k`.
+
+    Raises:
+      ConfigError: an unknown system or model field; WeightsError: weights that are not there or do not fit.
+    """
+    if name not in SYSTEMS:
+        raise ConfigError(f"no system called {name!r}; there are: {', '.join(SYSTEMS)}")
+    config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
+    untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
+    return Detector(
+        parts(config, stretch=untrained), variables, query_size=config.query_size, notes=notes, **options
+    )
+
+
+def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
+    """The scales of one image: those asked for, if they can be used, or the automatic ones."""
+    if scales is None:
+        return search.automatic_scales(size, query_sizes)
+    scales = tuple(float(scale) for scale in np.atleast_1d(np.asarray(scales, float)))
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ConfigError(f"scales: {scales} must be positive numbers, such as 0.5 1 2")
+    sizes = pyramid_sizes(size, scales)
+    for scale, (height, width) in zip(scales, sizes, strict=True):
+        if height * width > MAX_LEVEL_PIXELS:
+            raise ConfigError(
+                f"{name}: scale {scale:g} makes it {width}x{height}, too large; use smaller scales"
+            )
+    if all(min(level) < SMALLEST_LEVEL for level in sizes):
+        raise ConfigError(
+            f"{name}: {size[1]}x{size[0]} at the scales {scales} is too small; use larger scales"
+        )
+    return scales
+
+
+def _labelled(queries, labels) -> Iterable[tuple[str, Any, str]]:
+    """(label, picture, path or "") of each query."""
+    if isinstance(queries, Mapping):
+        if labels is not None:
+            raise ConfigError("labels: the queries are a dict, whose keys are the labels")
+        pairs = [(str(label), picture) for label, value in queries.items() for picture in _listed(value)]
+    else:
+        listed = _listed(queries)
+        if isinstance(labels, str):
+            labels = [labels] * len(listed)
+        if labels is None:
+            labels = [Path(q).stem if isinstance(q, (str, os.PathLike)) else "query" for q in listed]
+        if len(labels) != len(listed):
+            raise ConfigError(
+                f"labels: {len(labels)} for {len(listed)} queries; give one for each, or one for all"
+            )
+        pairs = list(zip(map(str, labels), listed, strict=True))
+    if not pairs:
+        raise ConfigError("no query: give at least one picture of what to look for")
+    return [(label, q, os.fspath(q) if isinstance(q, (str, os.PathLike)) else "") for label, q in pairs]
+
+
+def _listed(value) -> list:
+    """A list of pictures from one picture or several."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _preview(image: np.ndarray) -> np.ndarray:
+    factor = min(1.0, PREVIEW / max(image.shape[:2]))
+    return pictures.resize(image, tuple(max(1, round(side * factor)) for side in image.shape[:2]))

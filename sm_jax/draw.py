@@ -1,0 +1,158 @@
+"""Detections drawn over a picture, for a report."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = (
+    (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0),
+    (86, 180, 233), (148, 52, 110), (90, 110, 30), (120, 94, 240), (60, 60, 60),
+)  # fmt: skip
+"""The first six can be told apart without colour vision (Okabe and Ito)."""
+
+PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """The colour of the label with this index; colours repeat after ten."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    labels: Sequence[str],
+    scores: np.ndarray | None = None,
+    corners: np.ndarray | None = None,
+    queries: Mapping[str, np.ndarray] | None = None,
+    truth: np.ndarray | None = None,
+) -> Image.Image:
+    """Boxes with captions over a picture, and on its left the queries with the number of hits.
+
+    Args:
+      image: (h, w, 3) uint8; a small one is enlarged so that captions can be read.
+      boxes: (n, 4) xyxy pixels.
+      labels: (n,) names; captions show them unless there is only one name in all.
+      scores: (n,) shown with two decimals.
+      corners: (n, 4, 2) outline of the aligned query, clockwise; drawn thin.
+      queries: label -> (h, w, 3) uint8 picture; fixes the order of colours; None leaves the panel out.
+      truth: (m, 4) annotated boxes, drawn dashed in white.
+    """
+    names = list(dict.fromkeys([*(queries or {}), *labels]))
+    zoom = max(1.0, 640 / max(image.shape[:2]))
+    canvas = Image.fromarray(image)
+    if zoom > 1:
+        canvas = canvas.resize(
+            (round(canvas.width * zoom), round(canvas.height * zoom)), Image.Resampling.BICUBIC
+        )
+    side = math.sqrt(canvas.width * canvas.height)
+    width = max(2, round(side / 350))
+    fine = 2 if side < 3000 else 1  # drawn larger and shrunk, so that slanted lines are smooth
+    layer = Image.new("RGBA", (canvas.width * fine, canvas.height * fine), (0, 0, 0, 0))
+    pen = ImageDraw.Draw(layer)
+    step = zoom * fine
+    for box in np.asarray(truth if truth is not None else np.zeros((0, 4)), np.float64).reshape(-1, 4):
+        _dashed(pen, box * step, width * fine)
+    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))
+    for index in order:
+        colour = colour_of(names.index(labels[index]))
+        if corners is not None:
+            outline = [tuple(point) for point in np.asarray(corners[index], np.float64) * step]
+            pen.line(
+                [*outline, outline[0]], fill=(*colour, 170), width=max(1, width * fine // 2), joint="curve"
+            )
+        box = _ordered(np.asarray(boxes[index], np.float64) * step)
+        pen.rectangle(box, outline=(255, 255, 255, 200), width=(width + 1) * fine)
+        pen.rectangle(box, outline=(*colour, 255), width=width * fine)
+    canvas = canvas.convert("RGBA")
+    canvas.alpha_composite(layer.resize(canvas.size, Image.Resampling.LANCZOS) if fine > 1 else layer)
+    font = ImageFont.load_default(max(11, round(side / 75)))
+    pen = ImageDraw.Draw(canvas)
+    for index in order:
+        words = [labels[index]] if len(names) > 1 else []
+        words += [f"{scores[index]:.2f}"] if scores is not None else []
+        if words:
+            _caption(
+                pen,
+                canvas.size,
+                np.asarray(boxes[index]) * zoom,
+                " ".join(words),
+                font,
+                names.index(labels[index]),
+            )
+    canvas = canvas.convert("RGB")
+    return canvas if queries is None else _with_panel(canvas, names, queries, list(labels))
+
+
+def _ordered(box):
+    """A box that can be drawn: corners in order."""
+    return [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+
+
+def _dashed(pen, box, width):
+    x1, y1, x2, y2 = _ordered(box)
+    dash = 6 * width
+    for start, end in (
+        ((x1, y1), (x2, y1)),
+        ((x2, y1), (x2, y2)),
+        ((x2, y2), (x1, y2)),
+        ((x1, y2), (x1, y1)),
+    ):
+        length = math.dist(start, end)
+        for at in np.arange(0, length, 2 * dash):
+            a, b = at / length, min(at + dash, length) / length
+            points = [tuple(s + (e - s) * t for s, e in zip(start, end, strict=True)) for t in (a, b)]
+            pen.line(points, fill=(255, 255, 255, 255), width=width)
+
+
+def _caption(pen, size, box, text, font, index):
+    """White text on the label's colour, above the box if there is room, always inside the picture."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    pad = max(2, (bottom - top) // 5)
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = min(max(0, box[0]), max(0, size[0] - width))
+    y = box[1] - height if box[1] >= height else max(0.0, min(box[1], size[1] - height))
+    pen.rectangle([x, y, x + width, y + height], fill=colour_of(index))
+    pen.text((x + pad - left, y + pad - top), text, font=font, fill=PAPER)
+
+
+def _with_panel(canvas, names, queries, labels):
+    """The picture with a column of queries on its left: thumbnail framed in its colour, name, hits."""
+    width = int(min(260, max(110, canvas.width * 0.18)))
+    gap = max(6, width // 16)
+    font = ImageFont.load_default(max(11, width // 12))
+    line = font.size + 4
+    cell = max(48, min(width, (canvas.height - gap) // max(1, len(names)) - 2 * line - gap))
+    shown = max(1, min(len(names), (canvas.height - gap - line) // (cell + 2 * line + gap)))
+    page = Image.new("RGB", (canvas.width + width + 2 * gap, canvas.height), PAPER)
+    page.paste(canvas, (width + 2 * gap, 0))
+    pen = ImageDraw.Draw(page)
+    y = gap
+    for index, name in enumerate(names[:shown]):
+        if name in queries:
+            thumbnail = Image.fromarray(np.asarray(queries[name], np.uint8))
+            ratio = min(width / thumbnail.width, cell / thumbnail.height)
+            new = max(1, int(thumbnail.width * ratio)), max(1, int(thumbnail.height * ratio))
+            thumbnail = thumbnail.resize(new, Image.Resampling.LANCZOS)
+            page.paste(thumbnail, (gap, y))
+            pen.rectangle([gap, y, gap + new[0] - 1, y + new[1] - 1], outline=colour_of(index), width=3)
+            y += new[1] + 2
+        hits = labels.count(name)
+        pen.text((gap, y), _fit(pen, name, font, width), font=font, fill=INK)
+        pen.text((gap, y + line), f"{hits} found", font=font, fill=FAINT)
+        y += 2 * line + gap
+    if shown < len(names):
+        pen.text((gap, canvas.height - line), f"and {len(names) - shown} more", font=font, fill=FAINT)
+    return page
+
+
+def _fit(pen, text, font, width):
+    """`text`, cut to `width` pixels."""
+    if pen.textlength(text, font=font) <= width:
+        return text
+    while text and pen.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,118 @@
+"""One pyramid level through the model: every cell of the feature map becomes a candidate."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sm_jax import boxes as box_ops
+from sm_jax.systems.os2d import model
+
+STRIDE = 16
+BOX = 240  # side of the object, in level pixels, that the untransformed template stands for
+
+
+class Parts(NamedTuple):
+    """The model as inference needs it; `model` has the shapes.
+
+    Attributes:
+      encode: (variables, {"image": (r, h, w, 3), "size": (r, 2)}) -> {"template": (r, t, t, d)}
+      extract: (variables, image (b, h, w, 3), size (b, 2)) -> (features, features_size (b, 2))
+      head: (variables, features, features_size, template (c, t, t, d)) -> HeadOutput
+      stretch: (variables, (x, y)) -> variables whose undeformed template covers x times 240 by y times 240
+        pixels; None where the transformation network is trained and finds the shape itself.
+    """
+
+    encode: Callable[..., dict[str, jax.Array]]
+    extract: Callable[..., tuple[jax.Array, jax.Array]]
+    head: Callable[..., Any]
+    stretch: Callable[[Any, tuple[float, float]], Any] | None = None
+
+
+def parts(config: model.ModelConfig, *, stretch: bool = False) -> Parts:
+    """The functions of the model of `config`; `stretch` only makes sense with an untrained transformation."""
+
+    def head(variables, features, features_size, template):
+        return model.head(config, variables, features, features_size, template)[0]
+
+    def stretched(variables, factors):
+        """Other constants in the identity transformation that an untrained network puts out everywhere."""
+        x, y = (1 / f if config.inverse else f for f in factors)
+        bias = jnp.array([x, 0, y, 0] if config.simplified else [x, 0, 0, 0, y, 0], jnp.float32)
+        transform = variables["params"]["transform"]
+        transform = {**transform, "linear": {**transform["linear"], "bias": bias}}
+        return {**variables, "params": {**variables["params"], "transform": transform}}
+
+    return Parts(
+        encode=functools.partial(model.encode, config),
+        extract=functools.partial(model.extract, config),
+        head=head,
+        stretch=stretched if stretch else None,
+    )
+
+
+def bucket_size(size: tuple[int, int], step: int) -> tuple[int, int]:
+    """`size` (height, width) with each side rounded up to a multiple of `step` pixels."""
+    return (-(-size[0] // step) * step, -(-size[1] // step) * step)
+
+
+def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Zeros below and to the right of a normalised `image` (h, w, c), up to `size` (height, width)."""
+    return np.pad(image, ((0, size[0] - image.shape[0]), (0, size[1] - image.shape[1]), (0, 0)))
+
+
+def flatten_output(output, features_size: jax.Array, size: jax.Array) -> dict[str, jax.Array]:
+    """Candidates of one level: one per feature-map location, a = y * w + x.
+
+    Args:
+      output: a `HeadOutput` (b, c, h, w, ...).
+      features_size: (b, 2) valid rows and columns of the feature map.
+      size: (b, 2) valid height and width of the level in pixels.
+
+    Returns:
+      scores (b, c, n), -inf outside the valid map and where not finite, or where the clipped box is empty;
+      boxes (b, c, n, 4) clipped to the level, and corners (b, c, n, 4, 2), in level pixels.
+    """
+    batch, classes, height, width = output.scores.shape
+    n = height * width
+    anchors = jnp.asarray(box_ops.anchor_grid((height, width), stride=STRIDE, box_size=(BOX, BOX)))
+    boxes = box_ops.decode(
+        output.offsets.reshape(batch, classes, n, 4).astype(jnp.float32), anchors[None, None]
+    )
+    limit = size[:, None, None, :].astype(jnp.float32)
+    boxes = box_ops.clip(boxes, (limit[..., 0], limit[..., 1]))
+    cell = jnp.arange(n)
+    inside = (cell // width)[None] < features_size[:, :1]
+    inside &= (cell % width)[None] < features_size[:, 1:]
+    scores = output.scores.reshape(batch, classes, n).astype(jnp.float32)
+    keep = inside[:, None] & jnp.isfinite(scores) & box_ops.nonempty(boxes)
+    return {
+        "scores": jnp.where(keep, scores, -jnp.inf),
+        "boxes": boxes,
+        "corners": output.corners.reshape(batch, classes, n, 4, 2).astype(jnp.float32),
+    }
+
+
+def predict_level(
+    config: model.ModelConfig,
+    variables,
+    images: dict[str, jax.Array],
+    encoded: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+    """Every candidate of a batch of equally padded images: the `predict` function of the OS2D system.
+
+    Args:
+      images: `image` (b, h, w, 3) normalised and zero-padded, `size` (b, 2) valid (height, width).
+      encoded: `template` (c, t, t, d).
+
+    Returns:
+      `scores`, `boxes`, `corners` as `flatten_output` gives them, and `anchors` (n, 4).
+    """
+    model_parts = parts(config)
+    features, features_size = model_parts.extract(variables, images["image"], images["size"])
+    output = model_parts.head(variables, features, features_size, encoded["template"])
+    anchors = box_ops.anchor_grid(features.shape[1:3], stride=STRIDE, box_size=(BOX, BOX))
+    return flatten_output(output, features_size, images["size"]) | {"anchors": jnp.asarray(anchors)}
