@@ -66,6 +66,8 @@ def test_refusals(built, tmp_path):
         builders.build(root, root / "built")
     with pytest.raises(DataError, match=r"no split 'test', only train, val"):
         sources.open_source(folder, split="test")
+    with pytest.raises(DataError, match="the one it was built from"):
+        sources.open_collection(folder)
     with pytest.raises(DataError, match="train on it directly"):
         builders.build(makers.class_folders(tmp_path / "c"), tmp_path / "out")
     (tmp_path / "dataset_info.json").write_text("{}")

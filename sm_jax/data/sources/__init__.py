@@ -46,6 +46,8 @@ def open_collection(path: str | Path) -> Collection:
         raise DataError(f"{path}: not a data set; {_HELP}")
     if path.is_file():
         return coco.read(path, [path]) if suffix == ".json" else os2d_csv.read(path)
+    if (path / "dataset_info.json").is_file():
+        raise DataError(f"{path}: a data set built by TFDS has no annotation files; give the one it was built from")
     if table := os2d_csv.find(path):
         return os2d_csv.read(table)
     if documents := coco.find(path):

@@ -23,7 +23,7 @@ def split_records(collection: Collection, split: str) -> tuple[list[Record], lis
 
     A name the files use is taken as it is, and "all" is every picture. Otherwise "train", "val" and "test"
     fall back on their usual synonyms, then on each other ("val" and "test" only). Without any held-out
-    pictures, one in five is held out, by a hash of its id, so that pictures added later move no others.
+    pictures, one in five is held out, by a hash of its id: pictures added later hardly move the others.
 
     Raises:
       DataError: no such split.
