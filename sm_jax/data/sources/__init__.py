@@ -47,7 +47,9 @@ def open_collection(path: str | Path) -> Collection:
     if path.is_file():
         return coco.read(path, [path]) if suffix == ".json" else os2d_csv.read(path)
     if (path / "dataset_info.json").is_file():
-        raise DataError(f"{path}: a data set built by TFDS has no annotation files; give the one it was built from")
+        raise DataError(
+            f"{path}: a data set built by TFDS has no annotation files; give the one it was built from"
+        )
     if table := os2d_csv.find(path):
         return os2d_csv.read(table)
     if documents := coco.find(path):
