@@ -204,7 +204,7 @@ def load(
     config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
     untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
     return Detector(
-        parts(config, stretch=untrained), variables, query_size=config.query_size, notes=notes, **options
+        parts(config, window=untrained), variables, query_size=config.query_size, notes=notes, **options
     )
 
 

@@ -1,6 +1,5 @@
 """From the name of weights to a model that fits them."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,55 +28,66 @@ def restore(
       WeightsError: weights that are not there, hold no backbone, or do not fit; ConfigError: unknown fields.
     """
     weights, transform = os.fspath(weights), os.fspath(transform)
+    if not weights:
+        raise WeightsError("weights: give a name (see 'sm-jax weights list'), a file or the folder of a run")
     path = registry.resolve(weights)
-    fields = _run_model(path) if path.is_dir() else _fields(_architecture(path), weights)
-    whole = path.is_dir() or fields.pop("whole")
+    if path.is_dir():
+        return _restore_run(path, transform, dict(overrides or {}))
+    found = _architecture(path)
+    if found.depth is None:
+        raise WeightsError(f"{weights}: holds no backbone; give it as transform=, and a backbone as weights=")
+    fields = {"depth": found.depth, "norm": "group_norm" if found.norm == "group_norm" else "frozen_bn"}
+    fields |= _version(found.parameters)
+    init = {"model": "", "backbone": "", "transform": transform}
+    init["backbone" if found.parameters is None else "model"] = weights
     if transform:
         parameters = _architecture(registry.resolve(transform)).parameters
         if parameters is None:
             raise WeightsError(f"{transform}: holds no weights of a transformation network")
-        fields.update(simplified=parameters == 4, inverse=parameters == 6)
+        fields |= _version(parameters)
     config = os2d.ModelConfig.create({**fields, **(overrides or {})})
-    init = {"model": weights if whole else "", "backbone": "" if whole else weights, "transform": transform}
-    variables, notes = start.initialize(template(config), init)
-    return config, jax.device_put(variables), notes
+    variables, notes = begin(config, init)
+    return config, variables, notes
 
 
-def template(config: os2d.ModelConfig) -> dict:
-    """Variables to load a backbone into: it is abstract, the transformation network is untrained."""
+def begin(config: os2d.ModelConfig, init: Mapping[str, Any]) -> tuple[dict, list[str]]:
+    """Variables on the device that a run with `config.model` and `config.init` starts from, and report lines.
+
+    What is loaded anyway is not initialised, because compiling that takes half a minute.
+    """
     key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: os2d.init(config, key))
+
+    def everything():
+        return os2d.init(config, key)
 
     def transform_only():
-        return {kind: {"transform": tree["transform"]} for kind, tree in os2d.init(config, key).items()}
+        return {kind: {"transform": tree["transform"]} for kind, tree in everything().items()}
 
-    fresh = jax.device_get(jax.jit(transform_only)())  # the backbone's initialisation is not compiled
-    return {kind: {**tree, **fresh[kind]} for kind, tree in shapes.items()}
+    if init.get("model") or init.get("backbone"):
+        fresh = jax.device_get(jax.jit(transform_only)())
+        shapes = jax.eval_shape(everything)
+        variables = {kind: {**tree, **fresh[kind]} for kind, tree in shapes.items()}
+    else:
+        variables = jax.jit(everything)()
+    variables, notes = start.initialize(variables, init)
+    return jax.device_put(variables), notes
+
+
+def _restore_run(folder: Path, transform: str, overrides: dict[str, Any]):
+    from sm_jax.training import restore_config, restore_variables  # brings the checkpoint library
+
+    if transform:
+        raise WeightsError(f"{folder}: a run has its own transformation network; leave transform out")
+    config = os2d.ModelConfig.create({**restore_config(folder).model.to_dict(), **overrides})
+    variables, meta = restore_variables(folder)
+    return config, jax.device_put(variables), [f"model: the run in {folder}, step {meta['step']}"]
+
+
+def _version(parameters: int | None) -> dict[str, bool]:
+    """V1 has 4 parameters, V2 has 6 and is used inversely; V1 where there are none."""
+    return {"simplified": parameters != 6, "inverse": parameters == 6}
 
 
 def _architecture(path: Path) -> Architecture:
     converted, _ = checkpoints.read(path)
     return recognise({name: tuple(array.shape) for name, array in converted.tensors.items()})
-
-
-def _fields(found: Architecture, where: str) -> dict[str, Any]:
-    if found.depth is None:
-        raise WeightsError(f"{where}: holds no backbone; give it as transform=, and a backbone as weights=")
-    simplified = found.parameters in (None, 4)
-    norm = "group_norm" if found.norm == "group_norm" else "frozen_bn"
-    return {
-        "depth": found.depth,
-        "norm": norm,
-        "simplified": simplified,
-        "inverse": not simplified,
-        "whole": found.parameters is not None,
-    }
-
-
-def _run_model(folder: Path) -> dict[str, Any]:
-    """The `model` section of the config that a training run saved."""
-    path = folder / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder}: not the folder of a training run ({path.name}: {error})") from error

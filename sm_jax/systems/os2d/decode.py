@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sm_jax import boxes as box_ops
+from sm_jax.errors import ConfigError
 from sm_jax.ops.nms import nms_chunked
 
 PUBLISHED_SCALES = (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
@@ -50,10 +51,10 @@ def decode_pyramid(
       False when a level's `cut` may have hidden a detection, or a box that would have suppressed one.
 
     Raises:
-      ValueError: an unknown `nms`.
+      ConfigError: an unknown `nms`.
     """
     if nms not in ("exact", "chunked"):
-        raise ValueError(f"nms must be 'exact' or 'chunked', is {nms!r}")
+        raise ConfigError(f"nms must be 'exact' or 'chunked', is {nms!r}")
     class_ids = np.asarray(class_ids, np.int64)
     thresholds = np.broadcast_to(np.asarray(score_threshold, np.float32), class_ids.shape)
     found, exact = [], True

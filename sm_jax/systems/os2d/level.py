@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import boxes as box_ops
-from sm_jax.systems.os2d import model
+from sm_jax.systems.os2d import head, model
 
 STRIDE = 16
 BOX = 240  # side of the object, in level pixels, that the untransformed template stands for
@@ -22,35 +22,55 @@ class Parts(NamedTuple):
       encode: (variables, {"image": (r, h, w, 3), "size": (r, 2)}) -> {"template": (r, t, t, d)}
       extract: (variables, image (b, h, w, 3), size (b, 2)) -> (features, features_size (b, 2))
       head: (variables, features, features_size, template (c, t, t, d)) -> HeadOutput
-      stretch: (variables, (x, y)) -> variables whose undeformed template covers x times 240 by y times 240
-        pixels; None where the transformation network is trained and finds the shape itself.
+      window: (variables, features, features_size, template, stretch (c, 2)) -> HeadOutput of undeformed
+        templates that cover `stretch` (x, y) times 240 pixels; None where the transformation is trained.
     """
 
     encode: Callable[..., dict[str, jax.Array]]
     extract: Callable[..., tuple[jax.Array, jax.Array]]
     head: Callable[..., Any]
-    stretch: Callable[[Any, tuple[float, float]], Any] | None = None
+    window: Callable[..., Any] | None = None
 
 
-def parts(config: model.ModelConfig, *, stretch: bool = False) -> Parts:
-    """The functions of the model of `config`; `stretch` only makes sense with an untrained transformation."""
+def parts(config: model.ModelConfig, *, window: bool = False) -> Parts:
+    """The functions of the model of `config`.
 
-    def head(variables, features, features_size, template):
+    `window=True`, for an untrained transformation network: it is not run, and templates get the shape of
+    their query instead of a square (the paper's baseline "sliding window, target aspect ratio").
+    """
+
+    def run_head(variables, features, features_size, template):
         return model.head(config, variables, features, features_size, template)[0]
 
-    def stretched(variables, factors):
-        """Other constants in the identity transformation that an untrained network puts out everywhere."""
-        x, y = (1 / f if config.inverse else f for f in factors)
-        bias = jnp.array([x, 0, y, 0] if config.simplified else [x, 0, 0, 0, y, 0], jnp.float32)
-        transform = variables["params"]["transform"]
-        transform = {**transform, "linear": {**transform["linear"], "bias": bias}}
-        return {**variables, "params": {**variables["params"], "transform": transform}}
+    def run_window(variables, features, features_size, template, stretch):
+        del variables
+        x, y = 1 / stretch.T if config.inverse else stretch.T
+        zero = jnp.zeros_like(x)
+        columns = (x, zero, y, zero) if config.simplified else (x, zero, zero, zero, y, zero)
+        parameters = jnp.stack(columns, axis=-1)
+
+        def constant(rows, where):
+            del where
+            each = jnp.tile(parameters, (features.shape[0], 1))[:, None, None]
+            return jnp.broadcast_to(each, (*rows.shape[:3], each.shape[-1]))
+
+        return head.match(
+            constant,
+            features,
+            features_size,
+            template,
+            dtype=jnp.dtype(config.head_dtype),
+            inverse=config.inverse,
+            train=False,
+            query_valid=None,
+            image_valid=None,
+        )[0]
 
     return Parts(
         encode=functools.partial(model.encode, config),
         extract=functools.partial(model.extract, config),
-        head=head,
-        stretch=stretched if stretch else None,
+        head=run_head,
+        window=run_window if window else None,
     )
 
 

@@ -85,12 +85,13 @@ class Predictor:
             raise ValueError(f"chunk must be a power of two, is {chunk}")
         self.compiles: Counter[str] = Counter()
         self._step, self._chunk, self._top_k = step, chunk, top_k
-        self._stretch = model_parts.stretch
         self._encode = jax.jit(self._counted("encode", model_parts.encode))
         self._extract = jax.jit(self._counted("extract", model_parts.extract))
 
-        def head(variables, features, features_size, size, template):
-            output = model_parts.head(variables, features, features_size, template)
+        def head(variables, features, features_size, size, template, stretch):
+            arrays = variables, features, features_size, template
+            windows = model_parts.window
+            output = model_parts.head(*arrays) if windows is None else windows(*arrays, stretch)
             full = {key: value[0] for key, value in flatten_output(output, features_size, size).items()}
             n = full["scores"].shape[1]
             if top_k is None or top_k >= n:
@@ -135,8 +136,8 @@ class Predictor:
           templates: (c, t, t, d); templates of one class are views of it.
           class_ids: (c,) class of each template.
           image_size: (height, width) that the results are in.
-          shapes: (c,) pairs (height, width) of what each template was made of. A model with `stretch` gives
-            its undeformed templates that aspect ratio instead of a square; others do not use it.
+          shapes: (c,) pairs (height, width) of what each template was made of. A model with `window` gives
+            its undeformed templates that aspect ratio; default squares. Other models do not use it.
           **options: of `decode_pyramid`.
 
         Returns:
@@ -150,10 +151,10 @@ class Predictor:
         per_class = options | {"max_detections": None if joint else limit, "image_size": image_size}
         class_ids = np.asarray(class_ids, np.int64)
         thresholds = np.broadcast_to(per_class.get("score_threshold", -math.inf), class_ids.shape)
+        stretch = np.ones((len(class_ids), 2), np.float32) if shapes is None else _stretch(shapes)
         found = []
         for group in _groups(class_ids, self._largest_chunk(ready)):
-            runs = self._runs(variables, group, shapes)
-            outputs = [self._run(runs, level, templates) for level in ready]
+            outputs = [self._run(variables, level, templates[group], stretch[group]) for level in ready]
             ids = class_ids[group]
             per_class["score_threshold"] = thresholds[group]
             result = {"exact": False}
@@ -183,30 +184,25 @@ class Predictor:
     def _largest_chunk(self, levels) -> int:
         return max((self._chunk_of(level) for level in levels), default=1)
 
-    def _runs(self, variables, group, shapes):
-        """[(variables, templates)] in the order of `group`: one entry for each run of equal aspect ratios."""
-        if self._stretch is None or shapes is None:
-            return [(variables, group)]
-        ratios = np.array([math.sqrt(shapes[t][1] / shapes[t][0]) for t in group])
-        cuts = np.flatnonzero(np.diff(ratios)) + 1
-        members = np.split(group, cuts)
-        return [
-            (self._stretch(variables, (r, 1 / r)), m)
-            for r, m in zip(ratios[[0, *cuts]], members, strict=True)
-        ]
-
-    def _run(self, runs, level, templates):
+    def _run(self, variables, level, templates, stretch):
         """(level, [(full, best, used)]) per chunk; the last, smaller chunk is padded to a power of two."""
         chunk, outputs = self._chunk_of(level), []
-        for variables, members in runs:
-            for start in range(0, len(members), chunk):
-                part = templates[members[start : start + chunk]]
-                padded = np.zeros((1 << (len(part) - 1).bit_length(), *part.shape[1:]), part.dtype)
-                padded[: len(part)] = part
-                device = level.features, level.features_size, level.size, jnp.asarray(padded)
-                full, best = self._head(variables, *device)
-                outputs.append((full, best, len(part)))
+        for start in range(0, len(templates), chunk):
+            part = templates[start : start + chunk]
+            count = 1 << (len(part) - 1).bit_length()
+            padded, shape = np.zeros((count, *part.shape[1:]), part.dtype), np.ones((count, 2), np.float32)
+            padded[: len(part)], shape[: len(part)] = part, stretch[start : start + chunk]
+            level_arrays = level.features, level.features_size, level.size
+            full, best = self._head(variables, *level_arrays, jnp.asarray(padded), jnp.asarray(shape))
+            outputs.append((full, best, len(part)))
         return level, outputs
+
+
+def _stretch(shapes) -> np.ndarray:
+    """(c, 2) factors in x and y that give a square each of the `shapes` (height, width), at equal area."""
+    height, width = np.asarray(shapes, np.float64).T
+    factor = np.sqrt(width / height)
+    return np.stack([factor, 1 / factor], axis=-1).astype(np.float32)
 
 
 def _groups(class_ids, target):

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sm_jax.errors import ConfigError
+
 AUGMENTATIONS = {
     "": (1, False),
     "rotation90": (4, False),
@@ -34,11 +36,11 @@ def views(augmentation: str) -> tuple[View, ...]:
     """The views of a query, in the published order: all turns, then all turns mirrored (OS2D spec sec. 3).
 
     Raises:
-      ValueError: the name is none of `AUGMENTATIONS`.
+      ConfigError: the name is none of `AUGMENTATIONS`.
     """
     if augmentation not in AUGMENTATIONS:
         names = ", ".join(repr(name) for name in AUGMENTATIONS)
-        raise ValueError(f"no class view called {augmentation!r}; there are: {names}")
+        raise ConfigError(f"no class view called {augmentation!r}; there are: {names}")
     turns, mirror = AUGMENTATIONS[augmentation]
     return tuple(
         View(turn, flip) for flip in ((False, True) if mirror else (False,)) for turn in range(turns)

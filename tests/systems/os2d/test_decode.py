@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sm_jax import boxes as box_ops
+from sm_jax.errors import ConfigError
 from sm_jax.systems.os2d.decode import decode_pyramid, pyramid_sizes
 from tests import goldens
 
@@ -124,7 +125,7 @@ def test_nothing_found_and_bad_option():
         and empty["labels"].shape == (0,)
     )
     assert _decode([], class_ids=[])["boxes"].shape == (0, 4)
-    with pytest.raises(ValueError, match="nms must be"):
+    with pytest.raises(ConfigError, match="nms must be"):
         _decode([], nms="soft")
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sm_jax.data import transforms
+from sm_jax.systems.os2d import model
 from sm_jax.systems.os2d.level import flatten_output
-from sm_jax.systems.os2d.predict import Parts, Predictor, bucket_size, pad_to
+from sm_jax.systems.os2d.predict import Parts, Predictor, bucket_size, pad_to, parts
 from tests.systems.os2d.fake import PARTS, VARIABLES, Output, scene
 
 RED, BLUE = (255, 40, 40), (40, 40, 255)
@@ -163,3 +164,26 @@ def test_shapes_of_a_flattened_level():
     }
     valid = np.isfinite(flatten_output(output, *sizes)["scores"][:, 0]).sum(axis=-1)
     assert valid.tolist() == [20, 6]
+
+
+@pytest.mark.parametrize("simplified,inverse", [(True, False), (False, True)])
+def test_windows_equal_the_untrained_network_and_take_the_shape_of_the_query(simplified, inverse):
+    config = model.ModelConfig(simplified=simplified, inverse=inverse)
+    rng = np.random.default_rng(8)
+    features = jnp.asarray(rng.random((1, 6, 7, 5), np.float32))
+    template = rng.random((2, 15, 15, 5)).astype(np.float32)
+    template = jnp.asarray(template / np.linalg.norm(template, axis=-1, keepdims=True))
+    size = jnp.array([[6, 5]], jnp.int32)
+    net = jax.jit(model.transform_net(config).init)(jax.random.key(0), jnp.zeros((1, 1, 1, 225)))
+    variables = {kind: {"transform": tree} for kind, tree in net.items()}
+    made = parts(config, window=True)
+    window = jax.jit(made.window)
+    want = jax.jit(made.head)(variables, features, size, template)
+    got = window(variables, features, size, template, jnp.ones((2, 2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got, want)
+    got = window(variables, features, size, template, jnp.array([[2.0, 0.5], [1.0, 1.0]]))
+    sides = np.asarray(got.boxes[..., 2:] - got.boxes[..., :2])
+    np.testing.assert_allclose(sides[0, 0], np.broadcast_to([480, 120], sides[0, 0].shape), rtol=1e-4)
+    np.testing.assert_allclose(sides[0, 1], 240, rtol=1e-4)
+    np.testing.assert_allclose(got.scores[0, 1], want.scores[0, 1], atol=1e-5)
+    assert parts(config).window is None

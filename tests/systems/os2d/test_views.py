@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sm_jax.errors import ConfigError
 from sm_jax.systems.os2d.views import AUGMENTATIONS, View, angle_and_scale, query_to_image, query_views, views
 
 
@@ -15,7 +16,7 @@ def test_views_in_the_published_order():
     want = [*turned, *[t[:, ::-1] for t in turned]]
     assert len(got) == 8 and all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     assert [len(query_views(image, name)) for name in AUGMENTATIONS] == [1, 4, 2, 8]
-    with pytest.raises(ValueError, match="no class view called 'spin'"):
+    with pytest.raises(ConfigError, match="no class view called 'spin'"):
         views("spin")
 
 

@@ -1,0 +1,212 @@
+"""OS2D on a split: every annotated class is searched in every image, then scored as VOC does."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sm_jax import data as data_lib
+from sm_jax import draw, search
+from sm_jax.data import images as pictures
+from sm_jax.errors import DataError, ImageError
+from sm_jax.evaluators.detection import VocResult, voc
+from sm_jax.systems.os2d.model import ModelConfig
+from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
+
+MAX_BAD_SHARE = 0.01
+
+
+def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
+    """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
+    options = config.eval
+    model = ModelConfig.create(config.model)
+    scale = data_lib.image_scale(config.data)
+    predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall
+    return {
+        split: DetectionEvaluator(
+            predictor,
+            data_lib.make_source(config.data, split),
+            scales=[scale * factor for factor in options.scales],
+            query_size=model.query_size,
+            augmentation=options.views,
+            max_images=options.max_images,
+            iou_thresholds=options.iou_thresholds,
+            progress=progress,
+            iou=options.nms_iou,
+            nms=options.nms,
+            across_classes=options.nms_across_classes,
+            score_threshold=options.score_threshold,
+            max_detections=options.max_detections,
+        )
+        for split in options.splits
+    }
+
+
+class DetectionEvaluator:
+    """Average precision of a model on a source (OS2D spec sec. 11 and 12).
+
+    Attributes, after `run`:
+      results: IoU threshold -> `VocResult`; labels are class indices of the source.
+      detections: per image, what was found: `boxes`, `scores`, `labels`.
+      ground_truth: per image, what is there: `boxes`, `labels`, `difficult`.
+      indices: the images' indices in the source.
+      skipped: a line for each damaged picture, which is left out.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor | Parts,
+        source: data_lib.Source,
+        *,
+        scales: Sequence[float],
+        query_size: int = 240,
+        augmentation: str = "",
+        max_images: int = 0,
+        iou_thresholds: Sequence[float] = (0.5,),
+        progress=None,
+        **options,
+    ):
+        """Make an evaluator.
+
+        Args:
+          predictor: shared between evaluators, so that they share programs; or the model's parts.
+          source: the images, their boxes and class pictures.
+          scales: of the pyramid, on the stored images.
+          query_size: class pictures are brought to this number squared of pixels.
+          augmentation: class views (see `views`).
+          max_images: at most so many evenly spaced images; 0: all.
+          iou_thresholds: one result for each.
+          progress: see `sm_jax.evaluators.make`.
+          **options: of `decode_pyramid`.
+        """
+        if not len(source):
+            raise DataError("nothing to evaluate: the split has no pictures")
+        views(augmentation)  # an unknown name is refused here
+        self._predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, top_k=None)
+        self._source, self._scales, self._query_size = source, tuple(scales), query_size
+        self._augmentation, self._thresholds, self._options = augmentation, tuple(iou_thresholds), options
+        self._progress = progress or (lambda items, _: items)
+        count = min(len(source), max_images or len(source))
+        self.indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+        self._queries: dict[int, np.ndarray] = {}
+        self.results: dict[float, VocResult] = {}
+        self.detections: list[dict[str, np.ndarray]] = []
+        self.ground_truth: list[dict[str, np.ndarray]] = []
+        self.skipped: list[str] = []
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the source's classes; the index is the label."""
+        return self._source.class_names
+
+    def run(self, variables: Any) -> Iterator[tuple[str, float]]:
+        """Search and score; yields `mAP@t`, `mAPw@t`, `recall@t`, `AP_joint@t` for each IoU threshold t."""
+        self.detections, self.ground_truth, self.skipped, kept = [], [], [], []
+        annotated = [self._source.annotation(index) for index in self.indices]
+        labels = sorted({int(label) for entry in annotated for label in entry["labels"]})
+        templates, ids, shapes = self._encode(variables, labels)
+        for index, entry in zip(self._progress(self.indices, "images"), annotated, strict=True):
+            try:
+                image = self._source.image(index)
+            except ImageError as error:
+                self._skip(str(error), len(self.indices))
+                continue
+            found = self._predictor.detect(
+                variables,
+                search.levels(image, self._scales),
+                templates,
+                class_ids=ids,
+                image_size=image.shape[:2],
+                shapes=shapes,
+                **self._options,
+            )
+            self.detections.append({key: found[key] for key in ("boxes", "scores", "labels")})
+            self.ground_truth.append({key: entry[key] for key in ("boxes", "labels", "difficult")})
+            kept.append(index)
+        self.indices = kept
+        for threshold in self._thresholds:
+            result = voc(self.detections, self.ground_truth, iou_threshold=threshold)
+            self.results[threshold] = result
+            yield f"mAP@{threshold:.2f}", result.map
+            yield f"mAPw@{threshold:.2f}", result.map_weighted
+            yield f"recall@{threshold:.2f}", result.recall
+            yield f"AP_joint@{threshold:.2f}", result.ap_joint
+
+    def pictures(self, folder: Path, *, count: int, per_image: int = 50) -> list[Path]:
+        """Draw the best detections of up to `count` images (classes annotated in it only); returns the files.
+
+        Dashed white boxes are the annotation. The folder is made; files in it of the same name are replaced.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for position in np.unique(
+            np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(int)
+        ):
+            index, found, truth = (
+                self.indices[position],
+                self.detections[position],
+                self.ground_truth[position],
+            )
+            best = np.argsort(-found["scores"], kind="stable")
+            best = best[np.isin(found["labels"][best], truth["labels"])]
+            # no more of a class than there are objects of it: scores of an untrained model need no threshold
+            room = {label: int(np.sum(truth["labels"] == label)) for label in np.unique(truth["labels"])}
+            chosen = []
+            for row in best[: 100 * per_image]:
+                if room[found["labels"][row]] > 0 and len(chosen) < per_image:
+                    room[found["labels"][row]] -= 1
+                    chosen.append(row)
+            names = [self.class_names[label] for label in found["labels"][chosen]]
+            shown = dict.fromkeys(sorted(set(truth["labels"].tolist())))
+            picture = draw.detections(
+                self._source.image(index),
+                found["boxes"][chosen],
+                labels=names,
+                scores=found["scores"][chosen],
+                queries={
+                    self.class_names[label]: self._queries[label] for label in shown if label in self._queries
+                },
+                truth=truth["boxes"],
+            )
+            written.append(folder / f"{position:04d}.png")
+            picture.save(written[-1])
+        return written
+
+    def _encode(self, variables, labels: Iterable[int]):
+        """Templates, class ids and shapes of all views; the prepared class pictures are kept for next time."""
+        templates, ids, shapes = [], [], []
+        labels = list(labels)
+        for label in self._progress(labels, "classes"):
+            if label not in self._queries:
+                try:
+                    picture = self._source.query(label)
+                except ImageError as error:
+                    self._skip(str(error), len(labels))
+                    continue
+                size = pictures.fit_to_area(picture.shape[:2], self._query_size)
+                self._queries[label] = pictures.resize(picture, size)
+            picture = self._queries[label]
+            mine = search.encode_views(
+                self._predictor, variables, picture, views=self._augmentation, side=self._query_size
+            )
+            templates.extend(mine)
+            ids.extend([label] * len(mine))
+            shapes.extend(
+                picture.shape[1::-1] if view.quarter_turns % 2 else picture.shape[:2]
+                for view in views(self._augmentation)
+            )
+        if not templates:
+            raise DataError(
+                "nothing to evaluate: no picture of the split has a box of a class with a class picture"
+            )
+        return np.stack(templates), ids, shapes
+
+    def _skip(self, line: str, total: int) -> None:
+        self.skipped.append(line)
+        if len(self.skipped) > max(1, math.floor(MAX_BAD_SHARE * total)):
+            listed = "; ".join(self.skipped[:3])
+            raise DataError(
+                f"more than 1 % of the pictures to evaluate on are damaged ({listed}); see sm-jax data check"
+            )

@@ -1,0 +1,97 @@
+"""What `evaluate.py` does: choose the model, run the evaluators, report."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sm_jax import evaluators, pretrained
+from sm_jax.errors import ConfigError
+from sm_jax.evaluators import report
+from sm_jax.systems.os2d.model import ModelConfig
+from sm_jax.training import commandline
+
+
+def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str) -> int:
+    """Evaluate by a command line; see `evaluate.py` for the options. Returns the exit status."""
+    chosen, values = commandline.parse(argv, config=config, options=options, help=help)
+    overrides = [word for word in argv if word.startswith("--config.")]
+    given = any(word.split("=")[0] == "--config" for word in argv)
+    if values["workdir"] and given:
+        raise ConfigError(
+            "give --workdir (a run and its config) or --config (what a run would start from), not both"
+        )
+    workdir = values["workdir"] or ("" if given else newest_run(Path("runs")))
+    if workdir:
+        settings, variables, name = _of_run(workdir, values["step"], overrides)
+    elif values["step"]:
+        raise ConfigError("--step needs --workdir: the run whose checkpoint it is")
+    else:
+        settings, variables, name = _of_config(chosen)
+    with settings.unlocked():
+        if values["data"]:
+            settings.data.source = values["data"]
+        if values["split"]:
+            settings.eval.splits = (values["split"],)
+    print(f"evaluating {name} on {settings.data.source}", flush=True)
+    out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
+    document = {"model": name, "data": settings.data.source, "splits": {}}
+    with ExitStack() as stack:
+        found = evaluators.make(settings, progress=_progress(stack))
+        for split, evaluator in found.items():
+            metrics = dict(evaluator.run(variables))
+            print(report.table(split, evaluator), flush=True)
+            document["splits"][split] = {"metrics": metrics} | report.to_dict(evaluator)
+            out.mkdir(parents=True, exist_ok=True)
+            if settings.eval.pictures:
+                evaluator.pictures(out / split, count=settings.eval.pictures)
+    report.write(out / "results.json", document)
+    print(f"results: {out / 'results.json'}" + (f", pictures: {out}" if settings.eval.pictures else ""))
+    return 0
+
+
+def newest_run(folder: Path) -> str:
+    """The run below `folder` whose checkpoints changed last; "" without any."""
+    runs = [
+        path.parent
+        for path in folder.glob("*/config.json")
+        if any((path.parent / "checkpoints").glob("[0-9]*"))
+    ]
+    return str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)) if runs else ""
+
+
+def _of_run(workdir: str, step: str, overrides: Sequence[str]):
+    """(config, variables, description) of a checkpoint."""
+    from sm_jax.training import restore_config, restore_variables
+
+    config = restore_config(workdir)
+    for word in overrides:
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        commandline.override(config, key, text if equals else None)
+    variables, meta = restore_variables(workdir, int(step) if step.isdigit() else step or None)
+    return config, variables, f"{workdir}, step {meta['step']}"
+
+
+def _of_config(config: Any):
+    """(config, variables, description) of what a run with this config would start from."""
+    variables, lines = pretrained.begin(ModelConfig.create(config.model), config.init)
+    for line in lines:
+        print(line, flush=True)
+    return config, variables, "the start of a run (" + ", ".join(_named(config.init)) + ")"
+
+
+def _named(init: Any) -> list[str]:
+    named = [f"{part} {init[part]}" for part in ("model", "backbone", "transform") if init.get(part)]
+    return named or ["random weights"]
+
+
+def _progress(stack: ExitStack):
+    """A progress bar with rate and time left, on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    bars = stack.enter_context(Progress(console=console, transient=True))
+    return lambda items, name: bars.track(list(items), description=name)
