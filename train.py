@@ -2,7 +2,7 @@
 
   python train.py [--config=FILE[:ARGS]] [--workdir=DIR] [--config.KEY=VALUE ...] [--profile]
 
-  --config=FILE[:ARGS]  config file and its arguments, for example configs/os2d.py:runlocal (default configs/os2d.py)
+  --config=FILE[:ARGS]  config file and its arguments, such as configs/os2d.py:runlocal (default os2d.py)
   --config.KEY=VALUE    set one value, for example --config.optim.lr=0.01
   --workdir=DIR         where the run lives (default runs/SYSTEM-TIME); a run that is there is continued
   --profile             write a profiler trace of a few steps to WORKDIR/profile

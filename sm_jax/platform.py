@@ -20,10 +20,13 @@ _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 def setup(*, compile_cache: bool = True) -> None:
     """Prepare this process for a command: platform, persistent compile cache, and no library chatter.
 
-    Call it before the first use of a jax device. What the environment already says (`JAX_PLATFORMS`,
+    Call it before jax is imported. What the environment says (`JAX_PLATFORMS`, `TF_CPP_MIN_LOG_LEVEL`,
     `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`) is left alone.
     """
-    choose_platform()
+    if choose_platform() == "cpu" or not nvidia_device_present():
+        # jaxlib 0.10 logs an ERROR for each CPU program from the cache, about two pseudo features of the
+        # processor ("prefer-no-gather") that XLA itself added; failures still come as exceptions.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if compile_cache:
         enable_compile_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and grain report normal events as warnings
@@ -41,9 +44,7 @@ def choose_platform() -> str:
     if not any(map(_installed, _CUDA_PLUGINS)) or _installed("libtpu") or nvidia_device_present():
         return ""
     os.environ["JAX_PLATFORMS"] = "cpu"  # for worker processes
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # for this one, where jax may have been imported already
+    _configure("jax_platforms", "cpu")  # for this one, where jax may have been imported already
     return "cpu"
 
 
@@ -82,9 +83,7 @@ def enable_compile_cache() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None  # a read-only home is no reason to stop
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _configure("jax_compilation_cache_dir", str(folder))
     return folder
 
 
@@ -102,6 +101,12 @@ def describe_devices() -> str:
         ) from error
     where = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){where}"
+
+
+def _configure(name: str, value: str) -> None:
+    import jax  # only now: the environment must be settled before
+
+    jax.config.update(name, value)
 
 
 def _installed(module: str) -> bool:

@@ -4,9 +4,11 @@ A checkpoint is saved before it is evaluated, so results live beside the checkpo
 evaluation that was interrupted runs again on resume, and a step is never saved twice.
 """
 
+import gc
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +188,26 @@ class Checkpoints:
             )
 
     def _saved_structure(self, step: int, name: str) -> dict[str, Any]:
+        self.wait()
         if not (self.path(step) / name).is_dir():
             return {}
-        found = self._manager.item_metadata(step)[name]
+        found = self._read(step, lambda: self._manager.item_metadata(step)[name])
         return traverse_util.flatten_dict(found.tree, sep="/") if found is not None else {}
 
     def _restore(self, step: int, args: dict[str, Any]) -> Any:
+        self.wait()
+        return self._read(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**args)))
+
+    def _read(self, step: int, read: Callable[[], Any]) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
+            return read()
         except (ValueError, OSError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise WeightsError(
-                f"checkpoint {self.path(step)} cannot be read ({reason}); remove that folder to continue "
-                "from the one before"
-            ) from error
+        _drop_silently()
+        raise WeightsError(
+            f"checkpoint {self.path(step)} cannot be read ({reason}); remove that folder to continue from "
+            "the one before"
+        )
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
         values = {step: self.evaluations.get(step, {}).get(self.metric) for step in steps}
@@ -266,6 +274,15 @@ def _choose(checkpoints: Checkpoints, step: int | str | None) -> int:
         there = ", ".join(map(str, steps)) or "none"
         raise WeightsError(f"{checkpoints.folder} has no checkpoint {step!r}; steps there: {there}")
     return chosen
+
+
+def _drop_silently() -> None:
+    """Collect what a failed read left: it would print a page of `Exception ignored` from its coroutines."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 class _Preserve:

@@ -1,6 +1,7 @@
 """One optimizer step: gradients of one or several micro-batches, then the guarded update."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,11 +36,12 @@ def make_step(
 ) -> Callable[[TrainState, Sequence[dict[str, Array]], Array], tuple[TrainState, dict[str, Array]]]:
     """The compiled step `(state, micro-batches, stop flags) -> (state, metrics)`; `state` is donated.
 
-    `key` is key data in NumPy, so that every process compiles the same program; a step uses it folded with the
-    number of the micro-batch.
-    The metrics hold means over the micro-batches, `loss`, `grad_norm` (before clipping), `lr`, and for the
-    trainer `failed` and `stop` (any process asked to stop). Micro-batches are a Python loop on purpose:
-    gradients of convolutions inside `lax.scan` are an order of magnitude slower on the CPU.
+    `key` is key data in NumPy, so that every process compiles the same program; each micro-batch gets it
+    folded with its number in the run. The metrics hold means over the micro-batches, `loss`, `grad_norm`
+    (before clipping), `lr`, and for the loop `failed` and `stop` (any process asked to stop).
+
+    Micro-batches are a Python loop on purpose: gradients of convolutions inside `lax.scan` are an order of
+    magnitude slower on the CPU.
     """
     count = int(config.optim.get("accumulate", 1))
     gather, apply = _make_gather(system, key, count), _make_apply(system, optimizer, config, count)
@@ -54,13 +56,15 @@ def make_step(
         return lambda state, batches, stop: compiled(state, batches[0], stop)
 
     gather = jax.jit(gather)
-    add = jax.jit(_add, donate_argnums=(0, 1))
-    apply = jax.jit(apply, donate_argnums=(0, 1), out_shardings=(shardings, whole))
+    add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+    apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, whole))
 
     def step(state: TrainState, batches: Any, stop: Array) -> tuple[TrainState, dict[str, Array]]:
         total = gather(state, state.collections, batches[0], jnp.int32(0))
         for index, batch in enumerate(batches[1:], start=1):
-            total = add(total, gather(state, total.collections, batch, jnp.int32(index)))
+            more = gather(state, total.collections, batch, jnp.int32(index))
+            # Collections that no batch changes are still the state's own buffers, so they stay out of `add`.
+            total = Gathered(*add(total[:3], more[:3]), collections=more.collections)
         return apply(state, total, stop)
 
     return step
@@ -82,11 +86,6 @@ def _make_gather(system: System, key_data: np.ndarray, count: int) -> Callable[.
         return Gathered(grads, loss, metrics, update_collections(collections, updates))
 
     return gather
-
-
-def _add(total: Gathered, more: Gathered) -> Gathered:
-    summed = jax.tree.map(jnp.add, total[:3], more[:3])
-    return Gathered(*summed, collections=more.collections)
 
 
 def _make_apply(

@@ -1,0 +1,126 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from sm_jax.errors import ConfigError
+from sm_jax.training import optim
+
+
+def _config(**values):
+    base = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "schedule": "constant"}
+    return ConfigDict(base | values)
+
+
+def _run(config, params, grads, clip_norm=0.0):
+    optimizer, schedule = optim.make_optimizer(config), optim.make_schedule(config, len(grads))
+    state, history = optimizer.init(params), []
+    for step, grad in enumerate(grads):
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grad)))
+        direction, state = optimizer.update(optim.clip(grad, norm, clip_norm), state, params)
+        scaled = jax.tree.map(partial(jnp.multiply, schedule(jnp.int32(step))), direction)
+        params = jax.tree.map(jnp.subtract, params, scaled)
+        history.append(params)
+    return history
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torch_sgd(momentum):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
+    grads = [{k: 3 * rng.normal(size=v.shape) for k, v in start.items()} for _ in range(6)]
+    config = _config(momentum=momentum, schedule="multistep", milestones=(2, 4), gamma=0.1)
+
+    theirs = {k: torch.tensor(v, dtype=torch.float32, requires_grad=True) for k, v in start.items()}
+    sgd = torch.optim.SGD(theirs.values(), lr=0.1, momentum=momentum, weight_decay=0.01)
+    annealing = torch.optim.lr_scheduler.MultiStepLR(sgd, [2, 4], 0.1)
+    ours = _run(config, *jax.tree.map(jnp.float32, (start, grads)), clip_norm=2.0)
+    for grad, mine in zip(grads, ours, strict=True):
+        for name, tensor in theirs.items():
+            tensor.grad = torch.tensor(grad[name], dtype=torch.float32)
+        torch.nn.utils.clip_grad_norm_(theirs.values(), 2.0)
+        sgd.step()
+        annealing.step()
+        for name, tensor in theirs.items():
+            np.testing.assert_allclose(mine[name], tensor.detach().numpy(), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_torch_adam(name):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(1)
+    start, grads = rng.normal(size=5), rng.normal(size=(5, 5))
+    tensor = torch.tensor(start, dtype=torch.float32, requires_grad=True)
+    theirs = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]([tensor], lr=0.1, weight_decay=0.01)
+    ours = _run(_config(name=name), {"w": jnp.float32(start)}, [{"w": jnp.float32(g)} for g in grads])
+    for grad, mine in zip(grads, ours, strict=True):
+        tensor.grad = torch.tensor(grad, dtype=torch.float32)
+        theirs.step()
+        np.testing.assert_allclose(mine["w"], tensor.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1]),
+        ({"schedule": "multistep", "milestones": (1, 3), "gamma": 0.1}, [1, 0.1, 0.1, 0.01, 0.01]),
+        ({"schedule": "multistep", "milestones": (), "gamma": 0.1}, [1, 1, 1, 1, 1]),
+        ({"schedule": "cosine"}, [1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2, 0]),
+        (
+            {"schedule": "cosine", "lr_end": 0.5},
+            [1, 0.75 + np.sqrt(0.5) / 4, 0.75, 0.75 - np.sqrt(0.5) / 4, 0.5],
+        ),
+        ({"schedule": "constant", "warmup": 2}, [0.5, 1, 1, 1, 1]),
+        ({"schedule": "cosine", "warmup": 2}, [0.5, 1, 1, 0.5, 0]),
+    ],
+)
+def test_schedules(changes, expected):
+    schedule = optim.make_schedule(_config(lr=1.0, **changes), steps=4)
+    np.testing.assert_allclose([schedule(jnp.int32(s)) for s in range(5)], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", [0.5, 2.0, 4.0])
+def test_clip_bounds_the_norm(norm):
+    grads = {"a": jnp.array([0.6, 0.0]) * norm, "b": jnp.array([0.8]) * norm}
+    clipped = optim.clip(grads, jnp.float32(norm), 2.0)
+    np.testing.assert_allclose(np.hypot(clipped["a"][0], clipped["b"][0]), min(norm, 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_scale", "scale", "dynamic"),
+    [
+        ({"dtype": "float32"}, None, None, False),
+        ({"dtype": "bfloat16", "head_dtype": "float32"}, None, None, False),
+        ({"dtype": "float32", "head_dtype": "float16"}, None, 2.0**15, True),
+        ({"dtype": "float16"}, 128, 128.0, False),
+        ({"dtype": "float16"}, 0, None, False),
+        ({}, "dynamic", 2.0**15, True),
+    ],
+)
+def test_loss_scale_follows_the_compute_type(model, loss_scale, scale, dynamic):
+    config = ConfigDict({"model": model, "optim": {} if loss_scale is None else {"loss_scale": loss_scale}})
+    assert optim.initial_loss_scale(config) == scale
+    assert optim.dynamic_loss_scale(config) == dynamic
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "sdg"}, "optim.name='sdg' is not known; did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"schedule": "multistep", "milestones": (3, 2)}, "must be positive and increasing"),
+    ],
+)
+def test_bad_values_are_one_clear_line(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        config = _config(**changes)
+        optim.make_optimizer(config), optim.make_schedule(config, 10)
+
+
+def test_bad_loss_scale():
+    with pytest.raises(ConfigError, match="loss_scale"):
+        optim.initial_loss_scale(ConfigDict({"optim": {"loss_scale": "static"}}))

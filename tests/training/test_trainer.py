@@ -1,0 +1,291 @@
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax.errors import ConfigError, DataError
+from sm_jax.training import metrics, restore_variables, train
+from sm_jax.training.checkpoint import Checkpoints
+from sm_jax.training.loop import NonFiniteError
+from tests.training import checks, toy
+
+
+def _train(folder, *, parts=None, **changes):
+    return train(toy.make_config(**changes), folder, parts=parts or toy.make_parts())
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, capsys):
+    state = _train(tmp_path, eval_every=4)
+    assert int(state.step) == 8 and int(state.failed) == -1
+    output = capsys.readouterr().out
+    first = output.splitlines()[:2]
+    assert first[0].startswith("devices: 8 x cpu") and "random weights" in first[1]
+    assert f"checkpoint: {tmp_path / 'checkpoints' / '8'}" in output
+    assert f"evaluate.py --workdir={tmp_path}" in output.splitlines()[-1]
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.1
+    lines = metrics.read(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "val/score" in line] == [0, 4, 8]
+    assert list((tmp_path / "tensorboard").iterdir())
+    variables, meta = restore_variables(tmp_path, "last")
+    checks.assert_same_bits(variables, state.averaged)
+    assert meta["config"]["system"] == "toy" and meta["versions"]["jax"] == jax.__version__
+
+
+def test_learning_happens_and_frozen_parameters_stay(tmp_path):
+    state = _train(tmp_path, steps=60, log_every=20, optim__ema=0.0)
+    losses = [line["loss"] for line in metrics.read(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(state.params["frozen"]["kernel"], np.eye(4))
+    assert np.any(state.collections["batch_stats"]["bn"]["mean"])
+    np.testing.assert_array_equal(state.collections["batch_stats"]["bn"]["var"], np.ones(4))
+
+
+def test_resume_in_one_process_is_bitwise(tmp_path):
+    straight = _train(tmp_path / "a", eval_every=4)
+    _train(tmp_path / "b", eval_every=4, steps=4)
+    resumed = _train(tmp_path / "b", eval_every=4)
+    checks.assert_same_bits(resumed, straight)
+    assert [x for x in metrics.read(tmp_path / "a") if "loss" in x][-1]["loss"] == (
+        [x for x in metrics.read(tmp_path / "b") if "loss" in x][-1]["loss"]
+    )
+
+
+def test_another_data_order_would_be_seen(tmp_path):
+    one, other = _train(tmp_path / "a", steps=2), _train(tmp_path / "b", steps=2, seed=1)
+    with pytest.raises(AssertionError):
+        checks.assert_same_bits(one, other)
+
+
+def test_accumulated_micro_batches_are_their_mean(tmp_path):
+    def no_noise(config):
+        system = toy.make_system(config)
+        return system._replace(loss=lambda v, b, key: system.loss(v, b, jax.random.key(0)))
+
+    class Halves:
+        def __init__(self, config):
+            self._inner, self._left = toy.make_train_iterator(config), []
+
+        def __next__(self):
+            if not self._left:
+                batch = next(self._inner)
+                self._left = [{k: v[:4] for k, v in batch.items()}, {k: v[4:] for k, v in batch.items()}]
+            return self._left.pop(0)
+
+        def get_state(self):
+            assert not self._left
+            return self._inner.get_state()
+
+    def mean_of_halves(config):
+        inner = no_noise(config)
+
+        def loss(variables, batch, key):
+            values = [
+                inner.loss(variables, {k: v[half] for k, v in batch.items()}, key)
+                for half in (slice(4), slice(4, 8))
+            ]
+            mean = jax.tree.map(lambda *parts: sum(parts) / 2, *(value for value, _ in values))
+            old = variables["batch_stats"]["bn"]["mean"]
+            means = [aux[1]["batch_stats"]["bn"]["mean"] - 0.9 * old for _, aux in values]
+            new = 0.9 * (0.9 * old + means[0]) + means[1]
+            return mean, ({}, {"batch_stats": {"bn": {"mean": new}}})
+
+        return inner._replace(loss=loss)
+
+    whole = _train(tmp_path / "a", steps=3, parts=toy.make_parts(make_system=mean_of_halves))
+    halves = toy.make_parts(make_system=no_noise, make_train_iterator=Halves)
+    parts = _train(tmp_path / "b", steps=3, optim__accumulate=2, parts=halves)
+    checks.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_moving_average(tmp_path):
+    state = _train(tmp_path, steps=1, optim__ema=0.75)
+    start = restore_variables(tmp_path, 0, ema=False)[0]["params"]
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, start, state.params)
+    checks.assert_close(state.ema, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"data__poison": 5}, "loss is nan and grad_norm is nan"), ({"data__scale": 1e30}, "grad_norm is")],
+)
+def test_a_value_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, changes, words):
+    poisoned = changes.get("data__poison", 0)
+    with pytest.raises(NonFiniteError, match=words) as caught:
+        _train(tmp_path, checkpoint__every=2, **changes)
+    assert "\n" not in str(caught.value) and f"step {poisoned + 1}" in str(caught.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        last = checkpoints.latest()
+    assert last == (poisoned // 2) * 2
+    variables, _ = restore_variables(tmp_path, "last")
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables))
+    assert str(tmp_path / "checkpoints" / str(last)) in str(caught.value)
+
+
+def test_nothing_changes_after_the_bad_step(tmp_path):
+    """Steps already handed to the device behind a bad one must not touch the state."""
+    with pytest.raises(NonFiniteError):
+        _train(tmp_path / "a", data__poison=2, checkpoint__every=100, log_every=100)
+    good = _train(tmp_path / "b", data__poison=1000, steps=2)
+    assert int(good.step) == 2
+
+
+def test_float16_gradients_are_scaled(tmp_path):
+    """Gradients below the float16 range vanish without a loss scale, and survive with one."""
+    shrink = {"model__dtype": "float16", "optim__clip_norm": 0.0, "optim__weight_decay": 0.0, "steps": 2}
+
+    def tiny(config):
+        system = toy.make_system(config)
+
+        def loss(variables, batch, key):
+            kernel = variables["params"]["body"]["conv"]["kernel"].astype(jnp.float16)
+            return jnp.sum(kernel).astype(jnp.float32) * 1e-8, ({}, {})
+
+        return system._replace(loss=loss)
+
+    parts = toy.make_parts(make_system=tiny)
+    norms = {}
+    for scale in (0, 4096, "dynamic"):
+        config = toy.make_config(**shrink)
+        config.optim.loss_scale = scale
+        train(config, tmp_path / str(scale), parts=parts)
+        norms[scale] = [line["grad_norm"] for line in metrics.read(tmp_path / str(scale))][0]
+    assert norms[0] == 0
+    np.testing.assert_allclose([norms[4096], norms["dynamic"]], 1e-8 * np.sqrt(108), rtol=1e-2)
+
+
+def test_float16_overflow_halves_the_scale_and_goes_on(tmp_path):
+    def steep(config):
+        system = toy.make_system(config)
+
+        def loss(variables, batch, key):
+            kernel = variables["params"]["body"]["conv"]["kernel"].astype(jnp.float16)
+            return jnp.sum(kernel).astype(jnp.float32) * 10, ({}, {})
+
+        return system._replace(loss=loss)
+
+    state = _train(tmp_path, model__dtype="float16", optim__lr=1e-3, parts=toy.make_parts(make_system=steep))
+    assert int(state.step) == 8 and float(state.scale["value"]) == 2.0**12
+    lines = [line for line in metrics.read(tmp_path) if "loss_scale" in line]
+    assert [line["loss_scale"] for line in lines][:4] == [2.0**15, 2.0**14, 2.0**13, 2.0**12]
+    assert lines[0]["grad_norm"] is None  # infinite, in valid JSON
+
+
+def test_the_best_is_reloaded_when_the_rate_drops(tmp_path, capsys):
+    scores = {0: 0.1, 2: 0.9, 4: 0.2, 6: 0.3, 8: 0.4}
+    seen = []
+
+    def hook(variables):
+        seen.append(variables)
+        return list(scores.values())[len(seen) - 1]
+
+    changes = {
+        "eval_every": 2,
+        "optim__milestones": (4,),
+        "optim__reload_best_at_drop": True,
+        "optim__ema": 0.0,
+    }
+    state = _train(tmp_path, parts=toy.make_parts(hook=hook), **changes)
+    assert "goes on from the best checkpoint, step 2" in capsys.readouterr().out
+    rates = [line["lr"] for line in metrics.read(tmp_path) if "lr" in line]
+    np.testing.assert_allclose(rates, [0.1] * 4 + [0.01] * 4, rtol=1e-6)
+
+    # by hand: the state of step 2, continued on the data and with the keys of steps 5 to 8
+    with Checkpoints(tmp_path, metric="val/score") as checkpoints:
+        assert checkpoints.best() == 2
+    plain = _train(tmp_path / "plain", **changes | {"optim__reload_best_at_drop": False}, eval_first=False)
+    with pytest.raises(AssertionError):
+        checks.assert_same_bits(plain, state)
+
+
+def test_reload_then_resume_is_bitwise(tmp_path):
+    def hook(variables):
+        return -float(jnp.sum(jnp.square(variables["params"]["head"]["kernel"])))
+
+    changes = {"eval_every": 2, "optim__milestones": (4,), "optim__reload_best_at_drop": True}
+    parts = toy.make_parts(hook=hook)
+    straight = _train(tmp_path / "a", parts=parts, **changes)
+    _train(tmp_path / "b", parts=parts, steps=4, **changes)
+    checks.assert_same_bits(_train(tmp_path / "b", parts=parts, **changes), straight)
+
+
+def test_reload_needs_the_best_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match="keep_best=1"):
+        _train(tmp_path, eval_every=2, optim__reload_best_at_drop=True, checkpoint__keep_best=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model__width": 5}, {"init__shift": 1.0}, {"system": "other"}, {"optim__ema": 0.0}]
+)
+def test_a_workdir_of_another_config_names_the_keys(tmp_path, changes):
+    _train(tmp_path, steps=1)
+    with pytest.raises(ConfigError, match=next(iter(changes)).replace("__", ".") + ": .* -> ") as caught:
+        _train(tmp_path, **changes)
+    assert "\n" not in str(caught.value) and "--workdir" in str(caught.value)
+
+
+def test_other_changes_are_taken_over_and_told(tmp_path, capsys):
+    _train(tmp_path, steps=1)
+    capsys.readouterr()
+    state = _train(tmp_path, steps=2, optim__lr=0.05, model__remat=True)
+    assert int(state.step) == 2
+    output = capsys.readouterr().out
+    assert "optim.lr: 0.1 -> 0.05" in output and "continues from" in output
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.05
+
+
+def test_a_workdir_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        _train(tmp_path / "file")
+
+
+def test_an_interrupted_evaluation_is_made_up_for(tmp_path, capsys):
+    calls = []
+
+    def hook(variables):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal must end the evaluation")
+        return 0.5
+
+    handler = signal.getsignal(signal.SIGTERM)
+    state = _train(tmp_path, eval_every=4, parts=toy.make_parts(hook=hook))
+    assert int(state.step) == 4 and "stopped by SIGTERM at step 4" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is handler
+    _train(tmp_path, eval_every=4, parts=toy.make_parts(hook=hook))
+    assert [line["step"] for line in metrics.read(tmp_path) if "val/score" in line] == [0, 4, 8]
+
+
+def test_data_that_ends_is_one_clear_line(tmp_path):
+    class Short:
+        def __init__(self, config):
+            self._batches = [next(toy.make_train_iterator(config))] * 2
+
+        def __next__(self):
+            if not self._batches:
+                raise StopIteration
+            return self._batches.pop()
+
+        def get_state(self):
+            return b"left %d" % len(self._batches)
+
+    with pytest.raises(DataError, match="ended before the last step"):
+        _train(tmp_path, parts=toy.make_parts(make_train_iterator=Short))
+
+
+def test_a_batch_that_does_not_divide_fails_before_the_data_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size=12"):
+        _train(tmp_path, batch_size=12, mesh__data=8, parts=toy.make_parts(make_train_iterator=None))
+
+
+def test_profile_writes_a_trace(tmp_path):
+    config = toy.make_config(steps=6)
+    config.profile = True
+    train(config, tmp_path, parts=toy.make_parts())
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
