@@ -5,9 +5,11 @@ from sm_jax.errors import ConfigError
 
 
 def test_types_follow_the_defaults():
+    text = "runlocal,steps=1_000,lr=1,name=a=b,crop=(600, 400),data=/some/path"
     args = parse_arg(
-        "runlocal,steps=1_000,lr=1,name=a=b,crop=(600, 400),data=/some/path,scales=2,extra=[1,2],flag=false,splits=val",
-        steps=5, lr=0.1, name="x", crop=(1, 1), data="", scales=(0.5,), extra=None, flag=True, other=7, splits=("a",),
+        text + ",scales=2,extra=[1,2],flag=false,splits=val",
+        steps=5, lr=0.1, name="x", crop=(1, 1), data="", scales=(0.5,), extra=None, flag=True, other=7,
+        splits=("a",),
     )  # fmt: skip
     assert args.to_dict() == {
         "runlocal": True, "steps": 1000, "lr": 1.0, "name": "a=b", "crop": (600, 400), "data": "/some/path",

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def _compile_fast(request):
-    """All but `test_resume`, whose subject is the programs that a person gets, compile without optimization."""
+    """All but `test_resume` (its subject is the programs that a person gets) compile without optimization."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_disable_most_optimizations", "test_resume" not in request.module.__name__)
     yield
