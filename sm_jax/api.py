@@ -218,11 +218,11 @@ def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
     sizes = pyramid_sizes(size, scales)
     for scale, (height, width) in zip(scales, sizes, strict=True):
         if height * width > MAX_LEVEL_PIXELS:
-            raise ConfigError(
+            raise ImageError(
                 f"{name}: scale {scale:g} makes it {width}x{height}, too large; use smaller scales"
             )
     if all(min(level) < SMALLEST_LEVEL for level in sizes):
-        raise ConfigError(
+        raise ImageError(
             f"{name}: {size[1]}x{size[0]} at the scales {scales} is too small; use larger scales"
         )
     return scales

@@ -42,7 +42,7 @@ def detections(
       truth: (m, 4) annotated boxes, drawn dashed in white.
     """
     names = list(dict.fromkeys([*(queries or {}), *labels]))
-    zoom = max(1.0, 640 / max(image.shape[:2]))
+    zoom = min(8.0, max(1.0, 640 / max(image.shape[:2])))
     canvas = Image.fromarray(image)
     if zoom > 1:
         canvas = canvas.resize(
@@ -55,16 +55,17 @@ def detections(
     pen = ImageDraw.Draw(layer)
     step = zoom * fine
     for box in np.asarray(truth if truth is not None else np.zeros((0, 4)), np.float64).reshape(-1, 4):
-        _dashed(pen, box * step, width * fine)
+        _dashed(pen, _drawable(box * step, layer.size), width * fine)
     order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))
     for index in order:
         colour = colour_of(names.index(labels[index]))
         if corners is not None:
-            outline = [tuple(point) for point in np.asarray(corners[index], np.float64) * step]
+            points = np.clip(np.asarray(corners[index], np.float64) * step, -30_000, 30_000)
+            outline = [tuple(point) for point in points]
             pen.line(
                 [*outline, outline[0]], fill=(*colour, 170), width=max(1, width * fine // 2), joint="curve"
             )
-        box = _ordered(np.asarray(boxes[index], np.float64) * step)
+        box = _drawable(np.asarray(boxes[index], np.float64) * step, layer.size)
         pen.rectangle(box, outline=(255, 255, 255, 200), width=(width + 1) * fine)
         pen.rectangle(box, outline=(*colour, 255), width=width * fine)
     canvas = canvas.convert("RGBA")
@@ -72,28 +73,26 @@ def detections(
     font = ImageFont.load_default(max(11, round(side / 75)))
     pen = ImageDraw.Draw(canvas)
     for index in order:
-        words = [labels[index]] if len(names) > 1 else []
-        words += [f"{scores[index]:.2f}"] if scores is not None else []
-        if words:
-            _caption(
-                pen,
-                canvas.size,
-                np.asarray(boxes[index]) * zoom,
-                " ".join(words),
-                font,
-                names.index(labels[index]),
-            )
+        place, name = np.asarray(boxes[index]) * zoom, labels[index]
+        score = f"{scores[index]:.2f}" if scores is not None else ""
+        text = f"{name} {score}".strip() if len(names) > 1 else score
+        if queries is not None and score and pen.textlength(text, font=font) > 1.3 * (place[2] - place[0]):
+            text = score  # the colour and the panel say the rest
+        if text:
+            _caption(pen, canvas.size, place, text, font, names.index(name))
     canvas = canvas.convert("RGB")
     return canvas if queries is None else _with_panel(canvas, names, queries, list(labels))
 
 
-def _ordered(box):
-    """A box that can be drawn: corners in order."""
-    return [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+def _drawable(box, size):
+    """The box with its corners in order, cut a little outside the picture of `size` (width, height)."""
+    x = np.clip(sorted((box[0], box[2])), -100, size[0] + 100)
+    y = np.clip(sorted((box[1], box[3])), -100, size[1] + 100)
+    return [x[0], y[0], x[1], y[1]]
 
 
 def _dashed(pen, box, width):
-    x1, y1, x2, y2 = _ordered(box)
+    x1, y1, x2, y2 = box
     dash = 6 * width
     for start, end in (
         ((x1, y1), (x2, y1)),
