@@ -11,7 +11,7 @@ from jax import lax
 from sm_jax import boxes as box_ops
 
 
-def nms(boxes, scores, *, iou, size, where=None, block=1024):
+def nms(boxes, scores, *, iou, size, where=None, block=512):
     """The first `size` boxes of exact greedy suppression: boxes "n 4", scores "n" -> (indices, valid) "size".
 
     indices (int32) are in descending score, 0 where not valid. Written for one class; for many use `lax.map`
@@ -99,11 +99,18 @@ def nms_chunked(boxes, scores, *, iou, chunk=10_000, score_threshold=-np.inf):
 def _greedy(boxes, scores, iou):
     """Kept positions of greedy suppression by descending score (stable), in NumPy."""
     order = np.argsort(-scores, kind="stable")
+    ranked = np.ascontiguousarray(boxes[order].T)  # rows x1, y1, x2, y2, so that every operand is contiguous
+    areas = box_ops.area(boxes[order])
     kept = []
     while len(order):
-        first, order = order[0], order[1:]
-        kept.append(first)
-        order = order[~(box_ops.iou(boxes[first : first + 1], boxes[order])[0] > iou)]
+        kept.append(order[0])
+        width = np.minimum(ranked[2, 1:], ranked[2, 0]) - np.maximum(ranked[0, 1:], ranked[0, 0])
+        height = np.minimum(ranked[3, 1:], ranked[3, 0]) - np.maximum(ranked[1, 1:], ranked[1, 0])
+        common = np.maximum(width, 0) * np.maximum(height, 0)
+        union = areas[1:] + areas[0] - common
+        near = common / np.where(union > 0, union, 1) > iou
+        rest = 1 + np.flatnonzero(~near)
+        order, ranked, areas = order[rest], ranked[:, rest], areas[rest]
     return np.array(kept, np.int64)
 
 

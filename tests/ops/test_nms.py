@@ -27,7 +27,7 @@ def full(boxes, scores, iou, where):
     return nms.nms_all(boxes, scores, iou=iou, where=where)
 
 
-def fast_indices(boxes, scores, *, iou, size, where=None, block=1024):
+def fast_indices(boxes, scores, *, iou, size, where=None, block=512):
     """Kept indices of the fast path, as a list."""
     where = np.ones(len(scores), bool) if where is None else where
     indices, valid = fast(boxes, scores, iou, where, size, block)
