@@ -118,7 +118,7 @@ def pooled_scores(corr, transform, *, size=None, template=15):
     second `corr` only (OS2D trains negatives with it). Half-precision `corr` is accumulated in float32.
 
     The leading axes (images, classes) may be any number; give them here rather than through `vmap`, which
-    also works. Memory beyond the operands is a few planes, in the gradient too.
+    also works. Working memory is a few planes; in the gradient, about 1 KB per cell and map.
     """
     lead, (channels, height, width) = corr.shape[:-3], corr.shape[-3:]
     if transform.shape != (*lead, height, width, 2, 3):
