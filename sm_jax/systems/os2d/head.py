@@ -58,13 +58,21 @@ def correlation(features: Array, template: Array, *, dtype=jnp.float32) -> Array
     Returns:
       `(b, c, k, h, w)`, channel i * 15 + j; k = 225, or 232 (the rest zero) in half precision.
     """
-    classes, depth = template.shape[0], template.shape[-1]
+    images, height, width, depth = features.shape
+    classes = template.shape[0]
     features = l2_normalize(features.astype(jnp.float32), epsilon=FEATURE_EPSILON).astype(dtype)
     bank = template.reshape(classes, TEMPLATE**2, depth).astype(dtype)
     if dtype != jnp.float32:
         bank = jnp.pad(bank, ((0, 0), (0, PADDED_CHANNELS - TEMPLATE**2), (0, 0)))
-    corr = jnp.einsum("ckd,bhwd->bckhw", bank, features, preferred_element_type=jnp.float32)
-    return corr.astype(dtype)
+    # One product, classes first: an einsum puts the features first, and then transposes the result.
+    corr = jax.lax.dot_general(
+        bank.reshape(-1, depth),
+        features.reshape(-1, depth),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    corr = corr.reshape(classes, -1, images, height, width).astype(dtype)
+    return jnp.moveaxis(corr, 2, 0)
 
 
 def network_input(corr: Array) -> Array:
@@ -83,6 +91,7 @@ def match(
     dtype,
     inverse: bool,
     train: bool,
+    batch_statistics: bool,
     query_valid: Array | None,
     image_valid: Array | None,
 ) -> tuple[HeadOutput, dict[str, Any] | None]:
@@ -95,12 +104,13 @@ def match(
       template: `(c, 15, 15, d)` normalised.
       dtype: type of the correlation.
       inverse: invert the predicted transformation.
-      train: batch statistics in TransformNet.
+      train: whether this is a training step.
+      batch_statistics: in training, TransformNet uses and updates batch statistics.
       query_valid: `(c,)` bool or None; what else does not enter those statistics.
       image_valid: `(b,)` bool or None.
 
     Returns:
-      `HeadOutput`, and TransformNet's new running statistics (None unless `train`).
+      `HeadOutput`, and TransformNet's new running statistics (None if they do not change).
     """
     images, height, width, _ = features.shape
     pairs = (images, template.shape[0], height, width)
@@ -109,12 +119,12 @@ def match(
     rows = network_input(corr)
     where = None if inside is None else _per_pair(inside[:, None], pairs)
     statistics = None
-    if train:
+    if train and batch_statistics:
         counted = _per_pair(_counted(inside, query_valid, image_valid), pairs)
         parameters, updates = net(rows, where, train=True, counted=counted, mutable=["batch_stats"])
         statistics = updates["batch_stats"]
     else:
-        parameters = net(rows, where)
+        parameters = net(rows, where, train=train)
     transform = affine.params_to_transform(parameters.reshape(*pairs, -1), inverse=inverse)
     size = None if features_size is None else features_size[:, None]
     scores, detached = pooled_scores(corr, transform, size=size, template=TEMPLATE)
