@@ -86,6 +86,8 @@ class Loop:
 
     def _one_step(self, *, compiling: bool) -> None:
         began = time.perf_counter()
+        if compiling:
+            self.metrics.say("compiles the training step (a minute or two on a CPU, kept for the next run)")
         mine = np.full(self.flags.mesh.local_mesh.size, bool(self.stop.requested), np.int32)
         stop = jax.make_array_from_process_local_data(self.flags, mine)
         self.state, values = self.take_step(self.state, self.stream.next(), stop)
@@ -93,7 +95,7 @@ class Loop:
         self._pending.append((self.step, values))
         if compiling:
             jax.block_until_ready(values)
-            self.metrics.say(f"first step after {time.perf_counter() - began:.1f} s (it is compiled)")
+            self.metrics.say(f"first step after {time.perf_counter() - began:.1f} s")
             self.metrics.start_clock(self.step)
         self._drain(AHEAD)
 
@@ -136,6 +138,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """Evaluate and record; True when a signal broke it off (a resumed run then evaluates this step)."""
+        self.metrics.say(f"step {self.step}/{self.config.steps}  evaluates {', '.join(self.evaluators)}")
         variables = sharding.to_local(self.state.averaged, self.flags.mesh)
         results = {}
         try:
