@@ -89,7 +89,8 @@ class DetectionEvaluator:
         self._augmentation, self._thresholds, self._options = augmentation, tuple(iou_thresholds), options
         self._progress = progress or (lambda items, _: items)
         count = min(len(source), max_images or len(source))
-        self.indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+        self._wanted = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+        self.indices = self._wanted
         self._queries: dict[int, np.ndarray] = {}
         self.results: dict[float, VocResult] = {}
         self.detections: list[dict[str, np.ndarray]] = []
@@ -104,14 +105,14 @@ class DetectionEvaluator:
     def run(self, variables: Any) -> Iterator[tuple[str, float]]:
         """Search and score; yields `mAP@t`, `mAPw@t`, `recall@t`, `AP_joint@t` for each IoU threshold t."""
         self.detections, self.ground_truth, self.skipped, kept = [], [], [], []
-        annotated = [self._source.annotation(index) for index in self.indices]
+        annotated = [self._source.annotation(index) for index in self._wanted]
         labels = sorted({int(label) for entry in annotated for label in entry["labels"]})
         templates, ids, shapes = self._encode(variables, labels)
-        for index, entry in zip(self._progress(self.indices, "images"), annotated, strict=True):
+        for index, entry in zip(self._progress(self._wanted, "images"), annotated, strict=True):
             try:
                 image = self._source.image(index)
             except ImageError as error:
-                self._skip(str(error), len(self.indices))
+                self._skip(str(error), len(self._wanted))
                 continue
             found = self._predictor.detect(
                 variables,

@@ -16,6 +16,10 @@ class Output(NamedTuple):
     corners: jax.Array
 
 
+def _weight(variables):
+    return variables["params"]["backbone"]["weight"]
+
+
 def _extract(variables, image, size):
     """Mean colour of each cell over its valid pixels, scaled by a weight."""
     inside = (jnp.arange(image.shape[1])[None, :, None] < size[:, 0, None, None]) & (
@@ -25,7 +29,7 @@ def _extract(variables, image, size):
     b, h, w, c = pixels.shape
     cells = pixels.reshape(b, h // STRIDE, STRIDE, w // STRIDE, STRIDE, c).sum(axis=(2, 4))
     mean = cells[..., :3] / jnp.maximum(cells[..., 3:], 1.0)
-    return mean * variables["weight"], -(-size // STRIDE)
+    return mean * _weight(variables), -(-size // STRIDE)
 
 
 def _encode(variables, requests):
@@ -43,7 +47,7 @@ def _head(variables, features, features_size, template):
     del features_size
     wanted = template.mean(axis=(1, 2))
     distance = jnp.abs(features[:, None] - wanted[None, :, None, None]).sum(axis=-1)
-    scores = 1.0 / (1.0 + distance) + 0.0 * variables["weight"]
+    scores = 1.0 / (1.0 + distance) + 0.0 * _weight(variables)
     b, c, h, w = scores.shape
     anchors = jnp.asarray(box_ops.anchor_grid((h, w), stride=STRIDE, box_size=(BOX, BOX))).reshape(
         1, 1, h, w, 4
@@ -59,7 +63,7 @@ def _head(variables, features, features_size, template):
 
 
 PARTS = Parts(_encode, _extract, _head)
-VARIABLES = {"weight": jnp.ones(())}
+VARIABLES = {"params": {"backbone": {"weight": jnp.ones(())}}}
 
 
 def scene(rng, size, places, colour=(255, 40, 40), side=48):

@@ -1,0 +1,167 @@
+"""The evaluator on a data set in memory, with a fake network; the report; the choice of what to evaluate."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from sm_jax import evaluators
+from sm_jax.errors import ConfigError, DataError
+from sm_jax.evaluators import report, session
+from sm_jax.evaluators.os2d import DetectionEvaluator
+from sm_jax.systems.os2d.predict import Predictor
+from tests.evaluators.fake_source import Squares
+from tests.systems.os2d.fake import PARTS, VARIABLES
+
+PREDICTOR = Predictor(PARTS, step=64, top_k=None)
+
+
+def _evaluator(source=None, **options):
+    options = {"scales": [1.0], "query_size": 48, "iou_thresholds": (0.3, 0.75), **options}
+    return DetectionEvaluator(PREDICTOR, Squares() if source is None else source, **options)
+
+
+def test_objects_are_found_and_scored():
+    evaluator = _evaluator()
+    metrics = dict(evaluator.run(VARIABLES))
+    names = {f"{name}@{t}" for name in ("mAP", "mAPw", "recall", "AP_joint") for t in ("0.30", "0.75")}
+    assert set(metrics) == names
+    assert metrics["recall@0.30"] == 1.0 and metrics["mAP@0.30"] > metrics["mAP@0.75"]
+    assert set(evaluator.results[0.3].ap) == {0, 1}  # only annotated classes are searched
+    assert len(evaluator.detections) == 3
+
+
+def test_running_again_gives_the_same_and_makes_no_program():
+    evaluator = _evaluator()
+    first = dict(evaluator.run(VARIABLES))
+    before = dict(PREDICTOR.compiles)
+    assert dict(evaluator.run(VARIABLES)) == first and dict(PREDICTOR.compiles) == before
+
+
+def test_max_images_are_evenly_spaced():
+    assert _evaluator(Squares(n=9), max_images=3).indices == [0, 4, 8]
+    assert _evaluator(Squares(n=2), max_images=5).indices == [0, 1]
+
+
+def test_views_are_searched_too():
+    plain = dict(_evaluator(max_images=1).run(VARIABLES))
+    turned = dict(_evaluator(max_images=1, augmentation="rotation90").run(VARIABLES))
+    assert turned["recall@0.30"] == plain["recall@0.30"] == 1.0
+    with pytest.raises(ConfigError, match="no class view called 'spin'"):
+        _evaluator(augmentation="spin")
+
+
+def test_damaged_pictures_are_named_and_many_stop_the_evaluation():
+    evaluator = _evaluator(Squares(n=3, damaged=[1]))
+    metrics = dict(evaluator.run(VARIABLES))
+    assert metrics["recall@0.30"] == 1.0 and evaluator.skipped == ["1.png: damaged"]
+    assert evaluator.indices == [0, 2] and "left out: 1.png: damaged" in report.table("val", evaluator)
+    with pytest.raises(DataError, match="more than 1 % .*0.png: damaged"):
+        dict(_evaluator(Squares(n=3, damaged=[0, 1])).run(VARIABLES))
+
+
+def test_a_class_without_picture_is_not_found():
+    metrics = dict(_evaluator(Squares(damaged_queries=[1])).run(VARIABLES))
+    assert metrics["recall@0.30"] == 0.5
+
+
+def test_nothing_to_evaluate_is_one_line():
+    with pytest.raises(DataError, match="no pictures"):
+        _evaluator(Squares(n=0))
+
+
+def test_progress_wraps_images_and_classes():
+    seen = []
+    dict(_evaluator(progress=lambda items, name: seen.append(name) or items).run(VARIABLES))
+    assert seen == ["classes", "images"]
+
+
+def test_report_and_pictures(tmp_path):
+    evaluator = _evaluator(Squares(n=1))
+    metrics = dict(evaluator.run(VARIABLES))
+    table = report.table("val", evaluator)
+    assert "val: 1 image\n" in table and "red" in table and "blue" in table
+    assert f"{100 * metrics['mAP@0.30']:.2f}" in table
+    report.write(tmp_path / "results.json", {"val": report.to_dict(evaluator)})
+    document = json.loads((tmp_path / "results.json").read_text())["val"]
+    assert {row["name"]: row["boxes"] for row in document["iou"]["0.30"]["classes"]} == {"red": 1, "blue": 1}
+    assert os.listdir(tmp_path) == ["results.json"]
+    (path,) = evaluator.pictures(tmp_path / "pictures", count=3)
+    with Image.open(path) as picture:
+        assert picture.width > picture.height
+
+
+def test_undefined_numbers_are_null():
+    evaluator = _evaluator(Squares(n=1))
+    dict(evaluator.run(VARIABLES))
+    evaluator.results[0.3] = evaluator.results[0.3]._replace(map=float("nan"))
+    assert report.to_dict(evaluator)["iou"]["0.30"]["mAP"] is None
+
+
+def test_other_systems_are_refused():
+    with pytest.raises(ConfigError, match="nothing evaluates 'scnet'"):
+        evaluators.make(ConfigDict({"system": "scnet"}))
+
+
+def test_the_newest_run_with_a_checkpoint_is_chosen(tmp_path):
+    assert session.newest_run(tmp_path) == ""
+    for age, (name, step) in enumerate([("old", "3"), ("new", "5"), ("unfinished", "")]):
+        (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "checkpoints", (1000 + age, 1000 + age))
+    (tmp_path / "evaluation").mkdir()
+    assert session.newest_run(tmp_path) == str(tmp_path / "new")
+
+
+def test_evaluate_without_a_run_reports_the_start(tmp_path, monkeypatch, capsys):
+    """`evaluate.py` from its command line to its files, with a fake model and fake data."""
+    import evaluate
+
+    def fake_make(config, progress=None):
+        assert config.data.source == "mine" and config.eval.splits == ("test",) and config.eval.pictures == 1
+        return {split: _evaluator(Squares(n=1)) for split in config.eval.splits}
+
+    monkeypatch.setattr(evaluators, "make", fake_make)
+    monkeypatch.setattr(session.pretrained, "begin", lambda *_: (VARIABLES, ["backbone: fake"]))
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(["--data=mine", "--split=test", "--config.eval.pictures=1"]) == 0
+    out = capsys.readouterr().out
+    assert "backbone: fake" in out and "test: 1 image" in out
+    document = json.loads((tmp_path / "runs" / "evaluation" / "results.json").read_text())
+    assert (
+        document["splits"]["test"]["metrics"]["recall@0.30"] == 1.0
+        and "resnet50-caffe-c4" in document["model"]
+    )
+    assert (tmp_path / "runs" / "evaluation" / "test" / "0000.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words,line",
+    [
+        (["--workdir=nowhere"], "nowhere"),
+        (["--workdir=x", "--config=configs/os2d.py"], "not both"),
+        (["--step=3"], "--step needs --workdir"),
+        (["--config.eval.scale=1"], "config.eval.scale is not known"),
+        (["--wrokdir=x"], "option --wrokdir is not known"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(words, line, tmp_path, monkeypatch):
+    import evaluate
+
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    if not any("--config=" in word for word in words):
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=line) as caught:
+        evaluate.main(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fake_objects_are_where_the_annotation_says():
+    source = Squares()
+    image, entry = source.image(0), source.annotation(0)
+    x1, y1, x2, y2 = entry["boxes"][1].astype(int)
+    assert np.all(image[y1:y2, x1:x2, 2] > 200)
