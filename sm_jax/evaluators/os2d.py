@@ -176,7 +176,7 @@ class DetectionEvaluator:
         return written
 
     def _encode(self, variables, labels: Iterable[int]):
-        """Templates, class ids and shapes of all views; the prepared class pictures are kept for next time."""
+        """Templates, class ids and shapes of all views; prepared class pictures are kept for next time."""
         templates, ids, shapes = [], [], []
         labels = list(labels)
         for label in self._progress(labels, "classes"):

@@ -49,8 +49,8 @@ def parts(config: model.ModelConfig, *, window: bool = False) -> Parts:
         columns = (x, zero, y, zero) if config.simplified else (x, zero, zero, zero, y, zero)
         parameters = jnp.stack(columns, axis=-1)
 
-        def constant(rows, where):
-            del where
+        def constant(rows, where, *, train):
+            del where, train
             each = jnp.tile(parameters, (features.shape[0], 1))[:, None, None]
             return jnp.broadcast_to(each, (*rows.shape[:3], each.shape[-1]))
 
@@ -62,6 +62,7 @@ def parts(config: model.ModelConfig, *, window: bool = False) -> Parts:
             dtype=jnp.dtype(config.head_dtype),
             inverse=config.inverse,
             train=False,
+            batch_statistics=False,
             query_valid=None,
             image_valid=None,
         )[0]
