@@ -94,7 +94,9 @@ def backbone(config: ModelConfig) -> resnet.ResNet:
 
 def transform_net(config: ModelConfig) -> TransformNet:
     """The transformation network as a linen module."""
-    return TransformNet(4 if config.simplified else 6, jnp.dtype(config.head_dtype))
+    return TransformNet(
+        4 if config.simplified else 6, jnp.dtype(config.head_dtype), frozen_norm=config.freeze_bn_transform
+    )
 
 
 def init(config: ModelConfig, key: Array) -> Variables:
@@ -250,7 +252,6 @@ def head(
       `HeadOutput`, and updates: `{"batch_stats": {"transform": ...}}` or `{}`.
     """
     net, variables = transform_net(config), _part(variables, "transform")
-    use_batch = train and not config.freeze_bn_transform
     output, statistics = match(
         functools.partial(net.apply, variables),
         features,
@@ -258,8 +259,9 @@ def head(
         template,
         dtype=jnp.dtype(config.head_dtype),
         inverse=config.inverse,
-        train=use_batch,
+        train=train,
+        batch_statistics=not config.freeze_bn_transform,
         query_valid=query_valid,
         image_valid=image_valid,
     )
-    return output, {"batch_stats": {"transform": statistics}} if use_batch else {}
+    return output, {} if statistics is None else {"batch_stats": {"transform": statistics}}

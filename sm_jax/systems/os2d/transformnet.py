@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sm_jax.backbones.common import BatchNorm, convolve, hide, uniform_fan_in
+from sm_jax.backbones.split_convolution import convolve_large
 
 CHANNELS = 225
 IDENTITY = {4: (1.0, 0.0, 1.0, 0.0), 6: (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}
@@ -45,10 +46,12 @@ class TransformNet(nn.Module):
     Attributes:
       parameters: 4 (V1) or 6 (V2).
       dtype: type of the activations; parameters are float32, and so is the result.
+      frozen_norm: use the running statistics in training too.
     """
 
     parameters: int = 4
     dtype: jnp.dtype = jnp.float32
+    frozen_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -65,27 +68,25 @@ class TransformNet(nn.Module):
           corr: `(m, h, w, k)`, k >= 225 channels, row-major template positions (i * 15 + j); channels past
             225 must be zero. Zero outside the valid cells.
           where: `(m, h, w, 1)` bool valid cells, or None.
-          train: normalise with the statistics of this batch and update the running ones.
+          train: normalise with the statistics of this batch and update the running ones (`frozen_norm`: not).
           counted: `(m, h, w, 1)` bool cells that enter those statistics; default `where`.
 
         Returns:
           `(m, h, w, parameters)` float32.
         """
         counted = where if counted is None else counted
+        batch_norm = train and not self.frozen_norm
         x = corr.astype(self.dtype)
         for i, (size, width, inputs) in enumerate(((7, 128, CHANNELS), (5, 64, 128)), start=1):
             init = uniform_fan_in(size * size * inputs)
             kernel, bias = Weights((size, size, inputs, width), init, init, name=f"conv{i}")()
             kernel = _pad_inputs(kernel, x.shape[-1])
             norm = BatchNorm(width, name=f"bn{i}")
-            if train:
-                y = convolve(x, kernel) + bias.astype(self.dtype)[None, None, None]
-                factor, shift = norm(y, counted)
-                y = (y * factor[None, None, None] + shift[None, None, None]).astype(self.dtype)
-            else:
-                factor, shift = norm()
-                y = convolve(x, kernel * factor[None, None, None])
-                y = y + (bias * factor + shift).astype(self.dtype)[None, None, None]
+            y = convolve_large(x, kernel, train=train) if size == 7 else convolve(x, kernel)
+            y = y + bias.astype(self.dtype)[None, None, None]
+            # Not folded into the kernel: a scaled copy of it would be a third of the head's memory.
+            factor, shift = norm(y, counted) if batch_norm else norm()
+            y = (y * factor[None, None, None] + shift[None, None, None]).astype(self.dtype)
             x = hide(nn.relu(y), where)
             self.sow("intermediates", f"act{i}", x)
         shape = (5, 5, 64, self.parameters)
