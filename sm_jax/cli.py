@@ -52,6 +52,10 @@ DETECT_OPTIONS = {
         "metavar": "R",
         "help": "of two detections of one name that overlap more, the better one stays (default: 0.3)",
     },
+    "--across-labels": {
+        "action": "store_true",
+        "help": "different names compete too: at most one detection for each object",
+    },
     "--weights": {
         "default": "resnet50-caffe-c4",
         "metavar": "W",

@@ -77,6 +77,7 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
                 threshold=threshold,
                 max_detections=arguments.max,
                 iou=arguments.iou,
+                across_labels=arguments.across_labels,
             )
         except ImageError as error:
             errors.append({"image": str(path), "error": str(error)})

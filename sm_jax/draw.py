@@ -75,7 +75,7 @@ def detections(
     for index in order:
         place, name = np.asarray(boxes[index]) * zoom, labels[index]
         score = f"{scores[index]:.2f}" if scores is not None else ""
-        text = f"{name} {score}".strip() if len(names) > 1 else score
+        text = f"{name}  {score}".strip() if len(names) > 1 else score
         if queries is not None and score and pen.textlength(text, font=font) > 1.3 * (place[2] - place[0]):
             text = score  # the colour and the panel say the rest
         if text:
