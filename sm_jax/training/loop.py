@@ -74,7 +74,9 @@ class Loop:
             if self.step in drops:
                 self._reload_best()
             self._trace(self.step - first)
-            self._one_step(compiling=self.step == first)
+            batches = self._next_batches()
+            if batches is not None:
+                self._one_step(batches, compiling=self.step == first)
         self._trace(PROFILED[1])
         self._finish(stopped)
         return self.state
@@ -84,13 +86,22 @@ class Loop:
         """Made at the first evaluation: a run that never evaluates needs no evaluation data."""
         return self.make_evaluators()
 
-    def _one_step(self, *, compiling: bool) -> None:
+    def _next_batches(self) -> list[dict[str, jax.Array]] | None:
+        """The batches of the next step; None when a signal to every process ended the data workers too."""
+        try:
+            return self.stream.next()
+        except Exception:
+            if self.stop.requested and jax.process_count() == 1:
+                return None
+            raise
+
+    def _one_step(self, batches: list[dict[str, jax.Array]], *, compiling: bool) -> None:
         began = time.perf_counter()
         if compiling:
             self.metrics.say("compiles the training step (a minute or two on a CPU, kept for the next run)")
         mine = np.full(self.flags.mesh.local_mesh.size, bool(self.stop.requested), np.int32)
         stop = jax.make_array_from_process_local_data(self.flags, mine)
-        self.state, values = self.take_step(self.state, self.stream.next(), stop)
+        self.state, values = self.take_step(self.state, batches, stop)
         self.step += 1
         self._pending.append((self.step, values))
         if compiling:

@@ -23,6 +23,7 @@ class Stream:
     def __init__(self, iterator: Any, mesh: jax.sharding.Mesh, *, accumulate: int = 1):
         self._iterator, self._mesh, self._accumulate = iterator, mesh, accumulate
         self._peeked: tuple[Any, dict[str, np.ndarray]] | None = None
+        self._boundary: Any = None  # the state before a step whose batches did not all come
         self._shardings: dict[str, Any] | None = None
 
     def __enter__(self) -> "Stream":
@@ -41,14 +42,21 @@ class Stream:
         return {k: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype) for k, v in self._peeked[1].items()}
 
     def next(self) -> list[dict[str, jax.Array]]:
-        """The micro-batches of one step."""
-        batches = [self._take() for _ in range(self._accumulate)]
+        """The micro-batches of one step; if one cannot be read, `state` stays that of the step boundary."""
+        boundary = self.state() if self._accumulate > 1 else None
+        try:
+            batches = [self._take() for _ in range(self._accumulate)]
+        except Exception:
+            self._boundary = boundary
+            raise
         if self._shardings is None:
             self._shardings = sharding.batch_sharding(batches[0], self._mesh)
         return [sharding.put(batch, self._shardings) for batch in batches]
 
     def state(self) -> Any:
         """Where the next batch comes from, as JSON can hold it."""
+        if self._boundary is not None:
+            return self._boundary
         if self._peeked is not None:
             return self._peeked[0]
         state = self._iterator.get_state()
@@ -57,7 +65,7 @@ class Stream:
     def restore(self, state: Any) -> None:
         """Continue where `state` was taken."""
         as_bytes = isinstance(state, dict) and set(state) == {"bytes"}
-        self._peeked = None
+        self._peeked = self._boundary = None
         self._iterator.set_state(state["bytes"].encode() if as_bytes else state)
 
     def _take(self) -> dict[str, np.ndarray]:

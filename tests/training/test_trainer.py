@@ -262,6 +262,27 @@ def test_an_interrupted_evaluation_is_made_up_for(tmp_path, capsys):
     assert [line["step"] for line in metrics.read(tmp_path) if "val/score" in line] == [0, 4, 8]
 
 
+def test_a_signal_that_ends_the_data_workers_too_still_saves(tmp_path):
+    """A process group gets Ctrl-C as a whole: the workers die while the run waits for their next batch."""
+
+    class Dying:
+        def __init__(self, config):
+            self._inner, self._calls = toy.make_train_iterator(config), 0
+            self.get_state, self.set_state = self._inner.get_state, self._inner.set_state
+
+        def __next__(self):
+            self._calls += 1
+            if self._calls == 6:  # the second micro-batch of step 3
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("worker process was terminated")
+            return next(self._inner)
+
+    changes = {"optim__accumulate": 2, "steps": 4}
+    state = _train(tmp_path / "a", parts=toy.make_parts(make_train_iterator=Dying), **changes)
+    assert int(state.step) == 2
+    checks.assert_same_bits(_train(tmp_path / "a", **changes), _train(tmp_path / "b", **changes))
+
+
 def test_data_that_ends_is_one_clear_line(tmp_path):
     class Short:
         def __init__(self, config):
