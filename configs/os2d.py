@@ -115,6 +115,7 @@ def _published() -> ConfigDict:
                 "color": False,
                 "query_crops": False,
                 "mining": False,
+                "scale": 0.0,  # of stored pixels; 0: measured on the training split
                 "workers": 2,
                 "cache_dir": "",
                 "shelves": {"num_train": 4000, "num_val": 100, "num_test": 100, "image_size": (960, 1280)},

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 import grain
@@ -121,7 +125,21 @@ def _dataset(builder: os2d.BatchBuilder, start: int, workers: int) -> grain.Iter
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which a notebook never parses
     serial = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return serial.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return serial.mp_prefetch(options, worker_init_fn=_leave_with_parent)
+
+
+def _leave_with_parent(index: int, count: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, which ends the workers itself, and do not outlive it if killed."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def process_part() -> tuple[int, int]:
