@@ -72,18 +72,22 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 maximum, stride 2, padding 1, of non-negative `(b, h, w, c)`, as maxima of shifted slices.
+    """3x3 maximum, stride 2, padding 1, of non-negative `(b, h, w, c)`, as maxima of even and odd cells.
 
-    Slices have a much cheaper gradient on CPU than a window reduction. Zero padding equals the usual -inf
-    because the input is never negative.
+    A window reduction has a much dearer gradient on CPU, and reading pairs by a reshape instead of strided
+    slices is ten times faster. Cells outside count as zero, which equals the usual -inf because the input is
+    never negative.
     """
     for axis in (1, 2):
         out = halve(x.shape[axis])
-        pads = [(0, 0)] * 4
-        pads[axis] = (1, 2 * out - x.shape[axis])
-        x = jnp.pad(x, pads)
-        taps = [jax.lax.slice_in_dim(x, k, k + 2 * out - 1, 2, axis) for k in range(3)]
-        x = jnp.maximum(jnp.maximum(taps[0], taps[1]), taps[2])
+        if x.shape[axis] % 2:
+            x = jnp.pad(x, [(0, 1) if i == axis else (0, 0) for i in range(4)])
+        pairs = x.reshape(*x.shape[:axis], out, 2, *x.shape[axis + 1 :])
+        even, odd = (jax.lax.index_in_dim(pairs, k, axis + 1, keepdims=False) for k in (0, 1))
+        both = jnp.maximum(even, odd)
+        first, rest = (jax.lax.slice_in_dim(both, *ends, axis=axis) for ends in ((0, 1), (1, out)))
+        before = jax.lax.slice_in_dim(odd, 0, out - 1, axis=axis)
+        x = jnp.concatenate([first, jnp.maximum(rest, before)], axis)
     return x
 
 
