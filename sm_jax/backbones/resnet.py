@@ -61,9 +61,9 @@ class Unit(nn.Module):
         else:
             factor, shift = layer()
             if x.dtype.itemsize < 4:
-                # The cast copies the kernel anyway, so folding is free. In float32 it costs more than it saves,
-                # and moves activations enough to flip some ReLUs: the first layer's gradient then differs from
-                # the published code's by 5e-3 of its largest entry instead of 4e-4.
+                # The cast copies the kernel anyway, so folding is free. In float32 it costs more than it
+                # saves, and moves activations enough to flip some ReLUs: the first layer's gradient then
+                # differs from the published code's by 5e-3 of its largest entry instead of 4e-4.
                 y = convolve(x, weights * factor[None, None, None], stride=stride)
                 return y + shift.astype(x.dtype)[None, None, None]
             y = convolve(x, weights, stride=stride)
