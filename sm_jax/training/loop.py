@@ -166,7 +166,17 @@ class Loop:
         self.metrics.write(self.step, results)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
         self.metrics.say(f"step {self.step}/{self.config.steps}  {shown}")
+        if self.step == self.config.steps:
+            self._draw()
         return self._stopped()
+
+    def _draw(self) -> None:
+        """Pictures of what the last evaluation found, by the evaluators that make some."""
+        count = self.config.get("eval", {}).get("pictures", 0)
+        for name, evaluator in self.evaluators.items() if jax.process_index() == 0 and count else ():
+            if hasattr(evaluator, "pictures"):
+                written = evaluator.pictures(self.folder / "pictures" / name, count=count)
+                self.metrics.say(f"pictures of detections ({len(written)}): {self.folder / 'pictures' / name}")
 
     def _reload_best(self) -> None:
         """At a drop of the rate go on from the best model and its optimizer state (published OS2D code)."""
@@ -205,7 +215,21 @@ class Loop:
         if best is not None:
             value = self.checkpoints.evaluations[best][self.checkpoints.metric]
             self.metrics.say(f"best: {self.checkpoints.path(best)} ({self.checkpoints.metric} {value:.4f})")
+        for metric in _metrics_of(self.checkpoints.evaluations):
+            values = self.checkpoints.evaluations
+            first, last = min(values), max(values)
+            self.metrics.say(
+                f"{metric}: {values[first][metric]:.4f} at step {first}, {values[last][metric]:.4f} at step {last}"
+            )
         self.metrics.say(f"evaluate it: python evaluate.py --workdir={self.folder}")
+
+
+def _metrics_of(evaluations: dict[int, dict[str, float]]) -> list[str]:
+    """The metrics that the first and the last of several evaluations both have."""
+    if len(evaluations) < 2:
+        return []
+    first, last = evaluations[min(evaluations)], evaluations[max(evaluations)]
+    return [name for name in first if name in last]
 
 
 def _same_everywhere(results: dict[str, float]) -> dict[str, float]:

@@ -38,6 +38,22 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert meta["config"]["system"] == "toy" and meta["versions"]["jax"] == jax.__version__
 
 
+def test_the_end_says_what_training_changed_and_draws_it(tmp_path, capsys):
+    class Drawing(toy.Evaluator):
+        def pictures(self, folder, *, count):
+            folder.mkdir(parents=True)
+            (folder / "0.png").touch()
+            return [folder / "0.png"]
+
+    parts = toy.make_parts()._replace(make_evaluators=lambda config, system: {"val": Drawing()})
+    _train(tmp_path, parts=parts, eval_every=4, eval={"pictures": 3})
+    values = {line["step"]: line["val/score"] for line in metrics.read(tmp_path) if "val/score" in line}
+    output = capsys.readouterr().out
+    assert f"val/score: {values[0]:.4f} at step 0, {values[8]:.4f} at step 8" in output
+    assert f"pictures of detections (1): {tmp_path / 'pictures' / 'val'}" in output
+    assert (tmp_path / "pictures" / "val" / "0.png").exists()
+
+
 def test_learning_happens_and_frozen_parameters_stay(tmp_path):
     state = _train(tmp_path, steps=60, log_every=20, optim__ema=0.0)
     losses = [line["loss"] for line in metrics.read(tmp_path) if "loss" in line]
