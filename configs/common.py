@@ -5,7 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sm_jax.errors import ConfigError
-from sm_jax.training.values import nearest, parse_value
+from sm_jax.settings import nearest
+from sm_jax.training.values import parse_value
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/os2d.py
 
-With no argument: a V1 model on generated shelves, from the packaged ImageNet features, on 2 CPU cores in about
-15 minutes; it prints AP on classes it never saw before training (identity transform) and after.
+With no argument: a V1 model on generated shelves, from the packaged ImageNet features, on 2 CPU cores in
+about 15 minutes; it prints AP on classes it never saw, before training (identity transform) and after.
 
 Arguments follow a colon and are separated by commas, for example `configs/os2d.py:v2,steps=1000`:
 

@@ -1,7 +1,7 @@
 """Where the recorded numbers are: discovery and loading of golden files.
 
-`SM_JAX_GOLDEN`, if set, is the only folder searched. Otherwise `tests/golden` (the small committed copy) comes
-first and `../shared/golden` beside the checkout second; the first file of a name wins.
+`SM_JAX_GOLDEN`, if set, is the only folder searched. Otherwise `tests/golden` (the small committed copy)
+comes first and `../shared/golden` beside the checkout second; the first file of a name wins.
 """
 
 import os
@@ -37,7 +37,7 @@ def params(folder: str, pattern: str) -> list:
 
 
 def companion(path: Path, name: str) -> Path:
-    """The golden file `name` that goes with `path` (same folder name); skips the test when it is not there."""
+    """The golden file `name` that goes with `path` (same folder name); without it the test is skipped."""
     found = files(path.parent.name, name)
     if not found:
         pytest.skip(f"no golden file {path.parent.name}/{name}")

@@ -130,7 +130,7 @@ def _dataset(builder: os2d.BatchBuilder, start: int, workers: int) -> grain.Iter
 
 
 def _leave_with_parent(index: int, count: int) -> None:
-    """In a worker: leave Ctrl-C to the parent, which ends the workers itself, and do not outlive it if killed."""
+    """In a worker: leave Ctrl-C to the parent, which ends its workers, and do not outlive a killed one."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

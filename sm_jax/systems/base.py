@@ -16,12 +16,12 @@ class System(NamedTuple):
 
     Attributes:
       init: `(key, batch) -> variables`; can be traced by `jax.eval_shape`.
-      loss: `(variables, batch, key) -> (scalar, (metrics, updates))`; `updates` holds the collections that the
-        step replaces (for example `{"batch_stats": ...}`, only the changed sub-tree) and may be empty.
+      loss: `(variables, batch, key) -> (scalar, (metrics, updates))`; `updates` holds the collections that
+        the step replaces (for example `{"batch_stats": ...}`, only the changed sub-tree) and may be empty.
       encode: `(variables, requests) -> encoded`; the request side, computed once per request.
       predict: `(variables, images, encoded) -> dict of arrays` of fixed shapes.
-      trainable: `path -> bool` for a parameter path such as `"backbone/conv1/kernel"`; a parameter that is not
-        trainable gets no update and no weight decay.
+      trainable: `path -> bool` for a parameter path such as `"backbone/conv1/kernel"`; a parameter that is
+        not trainable gets no update and no weight decay.
     """
 
     init: Callable[[Array, Batch], Variables]

@@ -9,7 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sm_jax.errors import ConfigError
-from sm_jax.training.values import nearest, parse_value
+from sm_jax.settings import nearest
+from sm_jax.training.values import parse_value
 
 
 def parse(

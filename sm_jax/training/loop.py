@@ -176,7 +176,8 @@ class Loop:
         for name, evaluator in self.evaluators.items() if jax.process_index() == 0 and count else ():
             if hasattr(evaluator, "pictures"):
                 written = evaluator.pictures(self.folder / "pictures" / name, count=count)
-                self.metrics.say(f"pictures of detections ({len(written)}): {self.folder / 'pictures' / name}")
+                where = self.folder / "pictures" / name
+                self.metrics.say(f"pictures of detections ({len(written)}): {where}")
 
     def _reload_best(self) -> None:
         """At a drop of the rate go on from the best model and its optimizer state (published OS2D code)."""
@@ -217,10 +218,8 @@ class Loop:
             self.metrics.say(f"best: {self.checkpoints.path(best)} ({self.checkpoints.metric} {value:.4f})")
         for metric in _metrics_of(self.checkpoints.evaluations):
             values = self.checkpoints.evaluations
-            first, last = min(values), max(values)
-            self.metrics.say(
-                f"{metric}: {values[first][metric]:.4f} at step {first}, {values[last][metric]:.4f} at step {last}"
-            )
+            ends = (f"{values[step][metric]:.4f} at step {step}" for step in (min(values), max(values)))
+            self.metrics.say(f"{metric}: {', '.join(ends)}")
         self.metrics.say(f"evaluate it: python evaluate.py --workdir={self.folder}")
 
 

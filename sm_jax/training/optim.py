@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from sm_jax.errors import ConfigError
-from sm_jax.training.values import nearest
+from sm_jax.settings import nearest
 
 Array = jax.Array
 

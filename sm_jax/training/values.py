@@ -1,8 +1,6 @@
-"""Typed reading of values from a command line, and the nearest known name to a wrong one."""
+"""Typed reading of values from a command line."""
 
 import ast
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 from sm_jax.errors import ConfigError
@@ -34,13 +32,6 @@ def parse_value(text: str, default: Any, *, name: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or `; there are a, b, c` when none is near."""
-    names = sorted(known)
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
 
 
 def _sequence(text: str, default: tuple | list) -> tuple | list:

@@ -5,11 +5,11 @@ that the environment variable `SM_JAX_WEIGHTS` names, and on the Hugging Face hu
 """
 
 import dataclasses
-import difflib
 import os
 from pathlib import Path
 
 from sm_jax.errors import WeightsError
+from sm_jax.settings import nearest
 from sm_jax.weights import hub
 from sm_jax.weights.io import sha256
 
@@ -137,9 +137,7 @@ def _unknown(name: str) -> str:
         return (
             f"{name}: no such file, neither here nor in {VARIABLE} ({os.environ.get(VARIABLE) or 'not set'})"
         )
-    near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"no weights called {name!r}{hint} There are: {', '.join(REGISTRY)}, or give the path of a file"
+    return f"no weights called {name!r}{nearest(name, REGISTRY)}; or give the path of a file"
 
 
 def card(path: str | os.PathLike) -> str:

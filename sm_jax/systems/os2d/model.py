@@ -5,7 +5,6 @@ a padded picture with its `size` gives the results of the unpadded one.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sm_jax import settings
 from sm_jax.backbones import resnet
 from sm_jax.errors import ConfigError
 from sm_jax.ops.correlation import l2_normalize
@@ -72,13 +72,7 @@ class ModelConfig:
     @classmethod
     def create(cls, options: Mapping[str, Any]) -> "ModelConfig":
         """From the `model` section of a config; an unknown key is a `ConfigError` with the nearest name."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in options:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-                raise ConfigError(f"model.{key}: unknown key{hint}")
-        return cls(**dict(options))
+        return settings.from_section(cls, options, section="model")
 
 
 def backbone(config: ModelConfig) -> resnet.ResNet:

@@ -7,7 +7,6 @@ averages run over the whole batch, which under `jax.jit` is the global batch, ho
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sm_jax import boxes as box_lib
+from sm_jax import settings
 from sm_jax.errors import ConfigError
 from sm_jax.losses import assignment, ranking, regression
 from sm_jax.systems.os2d import model
@@ -79,14 +79,7 @@ class ObjectiveConfig:
     @classmethod
     def create(cls, options: Mapping[str, Any]) -> "ObjectiveConfig":
         """From the `objective` section of a config; an unknown key is a `ConfigError` naming the nearest."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in options:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-                raise ConfigError(f"objective.{key}: unknown key{hint}")
-        values = dict(options)
-        return cls(**values | {"class_weights": tuple(values.get("class_weights", ()))})
+        return settings.from_section(cls, options, section="objective")
 
 
 class Criterion(NamedTuple):
