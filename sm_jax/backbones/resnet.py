@@ -8,7 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sm_jax.backbones.common import BatchNorm, GroupNorm, Kernel, convolve, halve, hide, max_pool, valid_cells
+from sm_jax.backbones.common import (
+    BatchNorm,
+    GroupNorm,
+    Kernel,
+    compute_once,
+    convolve,
+    halve,
+    hide,
+    max_pool,
+    valid_cells,
+)
 from sm_jax.errors import ConfigError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -90,7 +100,7 @@ class Bottleneck(Unit):
         if x.shape[-1] != y.shape[-1] or self.stride != 1:
             names = ("downsample_conv", "downsample_bn")
             x = conv_norm(x, 4 * self.width, 1, self.stride, names, where_out)
-        return nn.relu(x + y)
+        return compute_once(nn.relu(x + y))
 
 
 class ResNet(Unit):
