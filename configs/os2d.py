@@ -118,7 +118,13 @@ def _published() -> ConfigDict:
                 "scale": 0.0,  # of stored pixels; 0: measured on the training split
                 "workers": 2,
                 "cache_dir": "",
-                "shelves": {"num_train": 4000, "num_val": 100, "num_test": 100, "image_size": (960, 1280)},
+                "shelves": {
+                    "num_train": 4000,
+                    "num_val": 100,
+                    "num_test": 100,
+                    "image_size": (960, 1280),
+                    "object_size": (180.0, 400.0),
+                },
             },
             "optim": {
                 "name": "sgd",
@@ -190,22 +196,28 @@ def _table1(config: ConfigDict, run: int, transform: str) -> None:
 
 
 def _two_cores(config: ConfigDict) -> None:
-    """A budget that 2 CPU cores finish in about 15 minutes: small crops, few classes, a higher rate."""
-    config.update(steps=300, batch_size=2, log_every=10, eval_every=150)
-    config.model.frozen_blocks = 8  # conv1, layer1, layer2: only layer3 and TransformNet learn
+    """A budget that 2 CPU cores finish in about 15 minutes.
+
+    Features stay as they are and TransformNet learns alone, from small crops. AdamW with a cosine gets further
+    in hundreds of steps than the published SGD, which is meant for 200,000. One pyramid level is evaluated.
+    """
+    config.update(steps=600, batch_size=2, log_every=25, eval_every=150)
+    config.model.train_features = False
     config.data.update(crop=(384, 384), class_batch_size=6, max_boxes=32)
-    config.data.shelves.update(num_train=600, num_val=12, num_test=12, image_size=(480, 640))
-    config.optim.update(lr=1e-3, milestones=(200,))
-    config.checkpoint.every = 50
-    config.eval.update(scales=(0.8, 1.0, 1.25), max_detections=200)
+    config.data.shelves.update(
+        num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
+    )
+    config.optim.update(name="adamw", lr=4e-4, clip_norm=10.0, schedule="cosine", warmup=50)
+    config.checkpoint.every = 150
+    config.eval.update(scales=(1.0,), iou_thresholds=(0.5, 0.75), max_detections=200)
 
 
 def _runlocal(config: ConfigDict) -> None:
-    """Everything once, in a few minutes on 2 cores."""
+    """Everything once, in a few minutes on 2 cores: the published optimizer and trained features too."""
     config.update(steps=6, batch_size=2, log_every=2, eval_every=3)
-    config.model.frozen_blocks = 8
+    config.model.update(train_features=True, frozen_blocks=8)
     config.data.update(crop=(256, 256), class_batch_size=4, max_boxes=32)
     config.data.shelves.update(num_train=16, num_val=2, num_test=2, image_size=(320, 384))
-    config.optim.milestones = (4,)
+    config.optim.update(name="sgd", lr=1e-4, clip_norm=100.0, schedule="multistep", warmup=0, milestones=(4,))
     config.checkpoint.every = 3
     config.eval.update(scales=(1.0,), max_images=2, max_detections=50, pictures=2)

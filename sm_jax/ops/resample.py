@@ -101,7 +101,7 @@ def resize_align_corners(features, *, out=(15, 15), size=None):
 def _interpolation(n, m, valid):
     """Matrix "n m" of corner-aligned bilinear weights from the first `valid` of m cells."""
     last = (valid - 1).astype(jnp.float32)
-    position = jnp.minimum(jnp.arange(n, dtype=jnp.float32) * (last / max(n - 1, 1)), last)
+    position = jnp.minimum(jnp.arange(n, dtype=jnp.float32) * last / max(n - 1, 1), last)
     return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(m, dtype=jnp.float32)[None]), 0.0)
 
 

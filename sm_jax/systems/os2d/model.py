@@ -16,6 +16,7 @@ from sm_jax import settings
 from sm_jax.backbones import resnet
 from sm_jax.errors import ConfigError
 from sm_jax.ops.correlation import l2_normalize
+from sm_jax.ops.resample import resize_align_corners
 from sm_jax.systems.os2d.head import FEATURE_EPSILON, TEMPLATE, HeadOutput, match
 from sm_jax.systems.os2d.transformnet import CHANNELS, TransformNet
 
@@ -174,15 +175,6 @@ def _stop(config: ModelConfig, features: Array) -> Array:
     return features if config.train_features else jax.lax.stop_gradient(features)
 
 
-def interpolation(length: Array, extent: int) -> Array:
-    """Corner-aligned bilinear weights `(r, 15, extent)` for 15 samples of axes of dynamic `length` `(r,)`."""
-    last = (length - 1).astype(jnp.float32)[:, None]
-    steps = jnp.arange(TEMPLATE, dtype=jnp.float32)[None]
-    positions = jnp.minimum(steps * last / (TEMPLATE - 1), last)
-    cells = jnp.arange(extent, dtype=jnp.float32)[None, None]
-    return jnp.maximum(1.0 - jnp.abs(positions[:, :, None] - cells), 0.0)
-
-
 def encode_features(config: ModelConfig, features: Array, size: Array) -> Array:
     """Class feature maps to templates: corner-aligned bilinear resize to 15x15, then L2 over channels.
 
@@ -195,12 +187,8 @@ def encode_features(config: ModelConfig, features: Array, size: Array) -> Array:
       `(r, 15, 15, d)` float32. Source: OS2D (ECCV 2020), sec. 3.1; eps 1e-5 as published.
     """
     del config
-    rows = interpolation(size[:, 0], features.shape[1])
-    columns = interpolation(size[:, 1], features.shape[2])
-    features = features.astype(jnp.float32)
-    # "highest": these small products would otherwise lose digits on accelerators.
-    resized = jnp.einsum("rih,rhwd->riwd", rows, features, precision="highest")
-    resized = jnp.einsum("rjw,riwd->rijd", columns, resized, precision="highest")
+    resize = functools.partial(resize_align_corners, out=(TEMPLATE, TEMPLATE))
+    resized = jax.vmap(lambda one, valid: resize(one, size=valid))(features.astype(jnp.float32), size)
     return l2_normalize(resized, epsilon=FEATURE_EPSILON)
 
 

@@ -77,14 +77,6 @@ def test_golden_class_features(path):
     features, sizes = pad_classes(maps)
     template = model.encode_features(model.ModelConfig(), jnp.asarray(features), jnp.asarray(sizes))
     np.testing.assert_allclose(nchw(template), data["class_features_norm"], atol=1e-6, rtol=0)
-    # Before the normalisation, from the same weights.
-    for k, one in enumerate(maps):
-        rows, columns = (
-            model.interpolation(jnp.asarray([length]), length)[0].astype(jnp.float32)
-            for length in one.shape[1:]
-        )
-        resized = jnp.einsum("ih,jw,chw->cij", rows, columns, one)
-        np.testing.assert_allclose(resized, data["class_features_resized"][k], atol=1e-5, rtol=0)
     normalized = l2_normalize(jnp.moveaxis(jnp.asarray(data["image_features"]), 1, -1), epsilon=1e-5)
     np.testing.assert_allclose(nchw(normalized), data["image_features_norm"], atol=1e-6, rtol=0)
 
