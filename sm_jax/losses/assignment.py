@@ -1,12 +1,11 @@
 """Which anchor answers for which annotated box.
 
 Written for one image and one class, with fixed shapes: `vmap` over images, `assign_classes` over classes.
-  Boxes are
-xyxy in pixels of one common frame. An index is the number of the matched box, `NEGATIVE` or `IGNORED`.
+Boxes are xyxy in pixels of one common frame. An index is the number of the matched box, `NEGATIVE` or
+`IGNORED`.
 
 Source: OS2D (ECCV 2020), sec. 5.1 and the published OS2D code; the rule is that of Faster R-CNN without
-  forcing a
-match for every box.
+forcing a match for every box.
 """
 
 from typing import NamedTuple

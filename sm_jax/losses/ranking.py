@@ -1,15 +1,13 @@
 """Losses that push the scores of positives above a margin and those of negatives below another.
 
 Every function takes `scores` of any shape and `labels` of the same shape: 1 positive, 0 negative, anything
-  else
-ignored. `where` (same shape or broadcastable) marks the real elements, so that padding costs nothing. Counts
-and normalisers run over *all* elements of the call: give it the whole batch. A call without a real element is
-0; a NaN at a real element makes the loss NaN.
+else ignored. `where` (same shape or broadcastable) marks the real elements, so that padding costs nothing.
+Counts and normalisers run over *all* elements of the call: give it the whole batch. A call without a real
+element is 0; a NaN at a real element makes the loss NaN.
 
 Source: OS2D (ECCV 2020), sec. 5.2, with the factors and normalisers of the published OS2D code, which differ
-  from
-the paper: both hinges carry a factor 1/2 and the ranked list weights its negatives per class over the whole
-  batch.
+from the paper: both hinges carry a factor 1/2 and the ranked list weights its negatives per class over the
+whole batch.
 """
 
 import math
@@ -201,8 +199,7 @@ def ranked_list_terms(
     weights = jnp.where(weights <= NEGLIGIBLE_WEIGHT, 0.0, weights)
 
     # All negatives are used: the infinite ratio of the published code, in its CUDA meaning (the same
-    #   conversion of
-    # infinity to an integer on x86 drops every negative).
+    # conversion of infinity to an integer on x86 drops every negative).
     negatives_used = negative & (num_positive > 0)
     positive_elements = losses * positive_weights
     negative_elements = jnp.where(negative, losses, 0.0) * weights

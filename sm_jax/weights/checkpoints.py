@@ -17,7 +17,7 @@ WRAPPERS = ("net", "state_dict", "model", "blobs")
 
 
 def read(path: str | os.PathLike, *, format: str = "auto") -> tuple[formats.Converted, dict[str, str]]:
-    """Read a safetensors file of any known format: `(converted, metadata)`. no PyTorch files."""
+    """Read a safetensors file of any known format, no PyTorch file: `(converted, metadata)`."""
     path = Path(path)
     if path.suffix in TORCH_SUFFIXES:
         raise WeightsError(
@@ -38,8 +38,7 @@ def _pickle_error(path: Path) -> WeightsError:
 
 
 def _as_arrays(data: Any, path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a loaded checkpoint: itself, or what lies under `net`, `state_dict`, `model` or
-    `blobs`."""
+    """The tensors of a loaded checkpoint: itself, or what lies under the first of `WRAPPERS`."""
     for key in WRAPPERS:
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
@@ -67,8 +66,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     import argparse
     import pickle
 
-    # Published training code keeps its options and NumPy scores beside the weights: plain data, no code to
-    # run.
+    # Published training code keeps its options and NumPy scores beside the weights: plain data, no code.
     harmless = [argparse.Namespace, np.dtype, np.ndarray, np._core.multiarray.scalar]
     harmless += [np._core.multiarray._reconstruct, np.dtypes.Float64DType, np.dtypes.Float32DType]
     harmless += [np.dtypes.Int64DType]

@@ -148,8 +148,7 @@ def detectron(tensors: Tensors, *, where: str = "these tensors") -> Converted:
 def maskrcnn(
     tensors: Tensors, *, where: str = "these tensors", pixel_std=(1.0, 1.0, 1.0), to_bgr255: bool = True
 ) -> Converted:
-    """maskrcnn-benchmark's detector: the body (`backbone.body.stem`, `layerN`) is kept, FPN and heads are
-    ignored.
+    """maskrcnn-benchmark's detector: its body (`backbone.body.stem`, `layerN`); FPN and heads are ignored.
 
     `pixel_std` and `to_bgr255` are INPUT.PIXEL_STD and INPUT.TO_BGR255 of the model's config.
     """
@@ -179,10 +178,10 @@ def transformnet(tensors: Tensors, *, where: str = "these tensors") -> Converted
 
 
 def os2d(tensors: Tensors, *, where: str = "these tensors") -> Converted:
-    """The `net` of an official OS2D checkpoint: 532 entries (ResNet-50), 1144 (101), 274 / 580 with group
-    norm.
+    """The `net` of an official OS2D checkpoint.
 
-    The extractor is stored twice; the copies must be equal. Source: published OS2D code.
+    It has 532 entries (ResNet-50) or 1144 (ResNet-101), with group norm 274 or 580. The extractor is stored
+    twice; the copies must be equal. Source: published OS2D code.
     """
     depth = 101 if any(name.startswith(f"{OS2D_EXTRACTOR}layer3.6.") for name in tensors) else 50
     statistics = (name.startswith(OS2D_EXTRACTOR) and name.endswith(".running_mean") for name in tensors)
@@ -246,8 +245,7 @@ def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
 
 
 def to_torch(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Our flat tensors under PyTorch's names and layouts: torchvision's, and `transform.` +
-    TransformNet's."""
+    """Our flat tensors in PyTorch's layouts, under torchvision's names and `transform.` + TransformNet's."""
     shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
     architecture = structure.recognise(shapes)
     check_shapes(shapes, architecture.shapes(), where="these tensors", what=str(architecture))

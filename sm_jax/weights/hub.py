@@ -1,5 +1,4 @@
-"""Weights from the Hugging Face hub: resumable, with a progress bar, and never two different files under one
-name.
+"""Weights from the Hugging Face hub: resumable, with a progress bar, and one name is always one file.
 
 A file whose revision and sha256 are known in advance is checked against them. For any other, the revision and
 hash that the hub itself states at the first download are verified and then remembered (`pins.json` in the
@@ -39,8 +38,7 @@ def _remember(address: str, revision: str, digest: str) -> None:
 
 
 def _stated(repository: str, file: str, revision: str) -> tuple[str, str]:
-    """The commit and sha256 that the hub states for a file; one request, no retries, so being offline shows
-    fast."""
+    """The commit and sha256 that the hub states for a file; one request: being offline shows at once."""
     import huggingface_hub
 
     url = huggingface_hub.hf_hub_url(repository, file, revision=revision or None)

@@ -75,8 +75,7 @@ REGISTRY = {
 
 
 def folders() -> list[Path]:
-    """The folders of `SM_JAX_WEIGHTS` (several are separated as in PATH); a missing one is a
-    `WeightsError`."""
+    """The folders of `SM_JAX_WEIGHTS`, separated as in PATH; a missing one is a `WeightsError`."""
     chosen = [Path(part).expanduser() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
     for folder in chosen:
         if not folder.is_dir():

@@ -1,5 +1,4 @@
-"""What a run starts from: weights put into a model's variables, strictly, with a line that says so for each
-part."""
+"""What a run starts from: weights put into a model's variables, strictly; each part's line says so."""
 
 import os
 from collections.abc import Mapping

@@ -20,8 +20,7 @@ NORM_FIELDS = {
 
 
 class Entry(NamedTuple):
-    """One foreign tensor: our `path`, its foreign `shape`, and its `layout` ("vector", "oihw" or
-    "corr_oihw")."""
+    """One foreign tensor: our `path`, its `shape` and its `layout`: "vector", "oihw" or "corr_oihw"."""
 
     path: str
     shape: tuple[int, ...]
@@ -39,10 +38,9 @@ class Entry(NamedTuple):
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
     """Permute the axes of a foreign tensor into ours.
 
-    "oihw" kernels become HWIO. "corr_oihw" is the first layer of TransformNet, whose input channels are the "
-    "template
-    positions: column-major in every published file (channel j*15 + i, row i, column j), row-major here (i*15
-    + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
+    "oihw" kernels become HWIO. "corr_oihw" is the first layer of TransformNet, whose input channels are the
+    template positions: column-major in every published file (channel j*15 + i, row i, column j), row-major
+    here (i*15 + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
     """
     if layout == "vector":
         return array
@@ -105,8 +103,7 @@ def resnet_entries(depth: int, norm: str = "batch_norm") -> dict[str, Entry]:
 
 
 def transform_entries(parameters: int) -> dict[str, Entry]:
-    """The tensors of TransformNet with 4 (V1) or 6 (V2) outputs under the published names (`conv.0.weight`,
-    ...)."""
+    """The tensors of TransformNet with 4 (V1) or 6 (V2) outputs under the published names."""
     entries: dict[str, Entry] = {}
     for foreign, ours, shape, layout in (
         ("conv.0", "conv1", (128, TEMPLATE * TEMPLATE, 7, 7), "corr_oihw"),

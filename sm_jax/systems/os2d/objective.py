@@ -1,8 +1,7 @@
 """What OS2D learns from: targets of every anchor and class, and the loss on them.
 
 Source: OS2D (ECCV 2020), sec. 5 and the published OS2D code. Everything is masked and of fixed shape; arrays
-  are
-"b c n" (image, class, anchor), where an anchor is a position of the feature map, row by row. Counts and
+are "b c n" (image, class, anchor), where an anchor is a position of the feature map, row by row. Counts and
 averages run over the whole batch, which under `jax.jit` is the global batch, however it is sharded.
 """
 
@@ -356,8 +355,7 @@ def evaluate(
 
     Returns:
       Scalars: `loss`, `cls_loss`, `cls_loss_pos`, `cls_loss_neg`, `loc_loss`, `num_pos`, `num_pos_loc`,
-        `num_neg`,
-      and the mean scores `score_pos` and highest `score_neg` of the anchors that count.
+      `num_neg`, and of the anchors that count the mean `score_pos` and the highest `score_neg`.
     """
     images, classes, *shape = output.scores.shape
     flat = (images, classes, -1)
