@@ -1,0 +1,122 @@
+"""The os2d config: models and experiments of the paper as arguments, and every config end to end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from configs import os2d
+from sm_jax import systems
+from sm_jax.errors import ConfigError
+from sm_jax.systems.os2d.model import ModelConfig
+from sm_jax.systems.os2d.objective import ObjectiveConfig
+from tests.goldens import ROOT
+
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"})
+V1 = {"simplified": True, "inverse": False, "freeze_bn_transform": False}
+V2 = {"simplified": False, "inverse": True, "freeze_bn_transform": True}
+
+
+def _has(section, values):
+    assert {key: section[key] for key in values} == values
+
+
+@pytest.mark.parametrize("arg", [None, "", "runlocal", "full", "full,recipe=v2", "depth=101,backbone=random"])
+def test_every_argument_gives_a_system(arg):
+    config = os2d.get_config(arg)
+    assert systems.make(config).trainable("transform/linear/kernel")
+    assert json.loads(config.to_json_best_effort())["system"] == "os2d"
+
+
+def test_published_constants():
+    config = os2d.get_config("full")
+    assert ObjectiveConfig.create(config.objective) == ObjectiveConfig()
+    assert ModelConfig.create(config.model) == ModelConfig()
+    assert (config.steps, config.batch_size, config.data.class_batch_size) == (200_000, 4, 15)
+    assert config.optim.lr == 1e-4 and config.optim.milestones == (100_000, 150_000)
+    assert config.eval.scales == (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
+
+
+def test_the_papers_three_models():
+    _has(os2d.get_config("full").model, V1)
+    trained = os2d.get_config("full,recipe=v2,transform=weakalign.pth")
+    _has(trained.model, V2)
+    assert trained.objective.loc_weight == 0.0 and trained.init.transform == "weakalign.pth"
+    assert trained.steps == 200_000
+    start = os2d.get_config("full,recipe=v2-init,transform=weakalign.pth")
+    _has(start.model, V2)
+    assert start.steps == 0
+
+
+TABLE = {  # column: model, objective, localisation weight, remapping, mining
+    0: (V1, "contrastive", 0.2, False, False),
+    1: (V1, "RLL", 0.2, False, False),
+    2: (V1, "RLL", 0.2, True, False),
+    3: (V1, "RLL", 0.2, True, True),
+    4: (V2 | {"freeze_bn_transform": False}, "RLL", 0.2, True, False),
+    5: ({"simplified": False, "inverse": False, "freeze_bn_transform": False}, "RLL", 0.2, True, True),
+    6: (V2, "RLL", 0.2, True, False),
+    7: (V2, "RLL", 0.0, True, False),
+    8: (V2, "RLL", 0.0, True, True),
+    9: (V2, "contrastive", 0.0, False, False),
+    10: (V2, "contrastive", 0.0, True, False),
+    11: (V2, "RLL", 0.0, False, False),
+}
+
+
+@pytest.mark.parametrize("column", TABLE)
+def test_every_column_of_table_1(column):
+    model, objective, loc_weight, remap, mining = TABLE[column]
+    config = os2d.get_config(f"table1={column}")
+    _has(config.model, model)
+    margin = 1.0 if objective == "contrastive" else 0.6
+    _has(
+        config.objective,
+        {
+            "class_objective": objective,
+            "positive_margin": margin,
+            "loc_weight": loc_weight,
+            "remap": remap,
+        },
+    )
+    assert config.data.mining == mining and config.steps == 200_000
+
+
+@pytest.mark.parametrize("arg", ["table1=12", "recipe=v3", "stepz=3"])
+def test_wrong_arguments_are_one_line(arg):
+    with pytest.raises(ConfigError) as error:
+        os2d.get_config(arg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs_locally(name, tmp_path):
+    """Train, evaluate the run, and detect with it, as a person would, without a word on stderr."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_PLATFORMS", None)
+
+    def command(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr and "ERROR" not in done.stderr
+        return done.stdout
+
+    folder = tmp_path / "run"
+    output = command(
+        str(ROOT / "train.py"), f"--config={ROOT / 'configs' / name}.py:runlocal", f"--workdir={folder}"
+    )
+    assert "val/mAP@0.50" in output and list((folder / "pictures" / "val").glob("*.png"))
+    command(str(ROOT / "evaluate.py"), f"--workdir={folder}")
+    assert (folder / "evaluation" / "results.json").exists()
+    picture = next((folder / "pictures" / "val").glob("*.png"))
+    with Image.open(picture) as opened:
+        opened.convert("RGB").crop((150, 20, 300, 170)).save(tmp_path / "query.png")
+    arguments = ["--image", str(picture), "--query", str(tmp_path / "query.png"), "--json"]
+    found = json.loads(command("-m", "sm_jax.cli", "detect", *arguments, "--weights", str(folder)))
+    assert found["images"][0]["size"]["width"] > 0
