@@ -1,14 +1,14 @@
 """Box algebra: xyxy, absolute pixels of the array the boxes go with, half-open, y down.
 
 Every function takes NumPy arrays or jax arrays (tracers included) and answers in kind: jax as soon as one
-argument is a jax array, NumPy otherwise, so the same line serves a data worker and a jitted loss. Boxes are
-float32; integer boxes are converted. `size` is (height, width).
+argument is a jax array, NumPy otherwise, so the same line serves a data worker and a jitted loss; a worker
+that never imports jax stays without it. Boxes are float32; integer boxes are converted. `size` is (height,
+width).
 """
 
 import math
+import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 MAX_LOG_RATIO = math.log(1000 / 16)
@@ -17,7 +17,9 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 def _arrays(*values):
     """The namespace to compute in, then each value as a floating array of it."""
-    xp = jnp if any(isinstance(value, jax.Array) for value in values) else np
+    jax = sys.modules.get("jax")  # where it was never imported, nothing can be one of its arrays
+    kind = getattr(jax, "Array", ())
+    xp = jax.numpy if any(isinstance(value, kind) for value in values) else np
     arrays = (xp.asarray(value) for value in values)
     return xp, *(a if xp.issubdtype(a.dtype, xp.floating) else a.astype(np.float32) for a in arrays)
 
@@ -133,7 +135,12 @@ def ensure_min_size(boxes):
     xp, boxes = _arrays(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     short = low + 1 > high
-    fixed = jax.lax.stop_gradient(low) if xp is jnp else low
+    if xp is np:
+        fixed = low
+    else:
+        import jax
+
+        fixed = jax.lax.stop_gradient(low)
     return xp.concatenate([xp.where(short, fixed, low), xp.where(short, fixed + 1, high)], axis=-1)
 
 

@@ -1,5 +1,8 @@
 """Box algebra: the recorded coder, overlap and crop numbers, and the properties behind them."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +165,27 @@ def test_clip_stays_inside_and_keeps_the_common_area(b, height, width):
     assert (cut >= 0).all() and (cut <= [width, height, width, height]).all()
     frame = np.float32([[0, 0, width, height]])
     np.testing.assert_allclose(boxes.area(cut), boxes.intersection(b, frame)[:, 0], rtol=1e-3, atol=1e-2)
+
+
+@relaxed
+@given(some_boxes(), st.integers(1, 400), st.integers(1, 400))
+def test_coverage_is_the_share_that_a_clip_leaves(b, height, width):
+    share = boxes.coverage(b, (0, 0, width, height))
+    assert ((share >= 0) & (share <= 1 + 1e-5)).all()
+    left = boxes.area(boxes.clip(b, (height, width)))
+    np.testing.assert_allclose(share * boxes.area(b), left, rtol=1e-3, atol=1e-2)
+
+
+def test_numpy_boxes_need_no_jax():
+    """A data worker pays seconds and a hundred megabytes for an import of jax."""
+    code = (
+        "import sys, numpy as np; from sm_jax import boxes;"
+        "b = np.float32([[0, 0, 4, 2], [1, 1, 1.5, 9]]);"
+        "boxes.iou(b, b), boxes.coverage(b, b[0]), boxes.clip(b, (3, 3));"
+        "boxes.decode(boxes.encode(b, b), b);"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code]).returncode == 0
 
 
 def test_empty_boxes_have_no_overlap_and_no_nan():

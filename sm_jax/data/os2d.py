@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sm_jax import boxes as box_ops
 from sm_jax.data import images, transforms
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError, ImageError
@@ -191,7 +192,7 @@ class BatchBuilder:
             aspect_jitter=options.aspect_jitter,
             min_coverage=options.min_coverage,
         )
-        covered = transforms.coverage(entry["boxes"], crop)
+        covered = box_ops.coverage(entry["boxes"], crop)
         labels, difficult = transforms.crop_labels(
             _local_labels(entry["labels"], class_ids),
             entry["difficult"],

@@ -6,6 +6,7 @@ Boxes are xyxy pixels, sizes (height, width), pictures uint8 RGB `(h, w, 3)` unt
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from sm_jax import boxes as box_ops
 from sm_jax.data import images
 
 MEAN = (0.485, 0.456, 0.406)
@@ -41,18 +42,6 @@ def random_filter(rng: np.random.Generator) -> str:
     return list(images.FILTERS)[rng.integers(len(images.FILTERS))]
 
 
-def coverage(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """Share of each box `(n, 4)` that lies in `crop` `(4,)`; `(n,)` in [0, 1], 0 for empty boxes.
-
-    The same rule as `sm_jax.boxes.coverage`, which would bring jax into every worker process.
-    """
-    boxes, crop = np.asarray(boxes, np.float32), np.asarray(crop, np.float32)
-    low, high = np.maximum(boxes[:, :2], crop[:2]), np.minimum(boxes[:, 2:], crop[2:])
-    inside = np.prod(np.maximum(high - low, 0), axis=-1)
-    area = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=-1)
-    return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
-
-
 def random_crop(
     rng: np.random.Generator,
     size: tuple[int, int],
@@ -84,7 +73,7 @@ def random_crop(
         left = int(rng.integers(width - crop_width)) if crop_width < width else 0
         top = int(rng.integers(height - crop_height)) if crop_height < height else 0
         trial = np.array([left, top, left + crop_width, top + crop_height], np.int32)
-        if len(boxes) == 0 or (coverage(boxes, trial) >= min_coverage).any():
+        if len(boxes) == 0 or (box_ops.coverage(boxes, trial) >= min_coverage).any():
             return trial
     right, bottom = max(int(crop[1] / scale), 1), max(int(crop[0] / scale), 1)
     return np.array([0, 0, min(right, width), min(bottom, height)], np.int32)
