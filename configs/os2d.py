@@ -12,7 +12,8 @@ Arguments follow a colon and are separated by commas, for example `configs/os2d.
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
   recipe=NAME       v1 (default) | v2-init (affine of weakalign, not trained further) | v2
   table1=RUN        column 0..11 of the paper's Table 1 (sets recipe, objective and schedule; implies full)
-  backbone=NAME     registry name or path of the backbone weights; "random" for none
+  backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
+                    depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
   transform=PATH    TransformNet weights that V2 starts from (a weakalign file)
   steps=N           number of steps
@@ -38,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         data="shelves",
         recipe="v1",
         table1=-1,
-        backbone="resnet50-caffe-c4",
+        backbone="",
         depth=50,
         transform="",
         steps=0,
@@ -46,9 +47,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = _published()
     _recipe(config, args.recipe, args.transform)
-    if args.table1 >= 0:
+    if args.table1 != -1:
+        if args.recipe != "v1":
+            raise ConfigError(f"table1={args.table1} sets the recipe; leave recipe={args.recipe} out")
         _table1(config, args.table1, args.transform)
-    config.init.backbone = "" if args.backbone == "random" else args.backbone
+    backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
+    config.init.backbone = "" if backbone == "random" else backbone
     config.model.depth = args.depth
     config.data.source = args.data
     config.data.object_size = args.size
@@ -56,6 +60,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         _two_cores(config)
     if args.runlocal:
         _runlocal(config)
+    if args.recipe == "v2-init":
+        config.steps = 0
     if args.steps:
         config.steps = args.steps
     return config
@@ -99,6 +105,7 @@ def _published() -> ConfigDict:
                 "remap_positive_iou": 0.8,
                 "remap_negative_iou": 0.4,
                 "train_transform_on_negs": False,
+                "class_weights": (),
             },
             "init": {"backbone": "", "transform": "", "model": ""},
             "data": {
@@ -175,8 +182,6 @@ def _recipe(config: ConfigDict, name: str, transform: str) -> None:
     config.model.update(simplified=False, inverse=True, freeze_bn_transform=True)
     config.objective.loc_weight = 0.0
     config.init.transform = transform
-    if name == "v2-init":
-        config.steps = 0
 
 
 def _table1(config: ConfigDict, run: int, transform: str) -> None:
@@ -198,8 +203,9 @@ def _table1(config: ConfigDict, run: int, transform: str) -> None:
 def _two_cores(config: ConfigDict) -> None:
     """A budget that 2 CPU cores finish in about 15 minutes.
 
-    Features stay as they are and TransformNet learns alone, from small crops. AdamW with a cosine gets further
-    in hundreds of steps than the published SGD, which is meant for 200,000. One pyramid level is evaluated.
+    Features stay as they are and TransformNet learns alone, from small crops. AdamW with a cosine gets
+    further in hundreds of steps than the published SGD, which is meant for 200,000. One pyramid level is
+    evaluated.
     """
     config.update(steps=800, batch_size=3, log_every=25, eval_every=200)
     config.model.train_features = False

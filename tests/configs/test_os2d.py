@@ -13,6 +13,7 @@ from sm_jax import systems
 from sm_jax.errors import ConfigError
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.objective import ObjectiveConfig
+from sm_jax.training import commandline
 from tests.goldens import ROOT
 
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"})
@@ -46,9 +47,29 @@ def test_the_papers_three_models():
     _has(trained.model, V2)
     assert trained.objective.loc_weight == 0.0 and trained.init.transform == "weakalign.pth"
     assert trained.steps == 200_000
-    start = os2d.get_config("full,recipe=v2-init,transform=weakalign.pth")
-    _has(start.model, V2)
-    assert start.steps == 0
+    for budget in ("", "full,", "runlocal,"):
+        start = os2d.get_config(f"{budget}recipe=v2-init,transform=weakalign.pth")
+        _has(start.model, V2)
+        assert start.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("arg", "backbone"),
+    [
+        (None, "resnet50-caffe-c4"),
+        ("depth=101", "resnet101-tv"),
+        ("depth=101,backbone=a.safetensors", "a.safetensors"),
+        ("backbone=random", ""),
+    ],
+)
+def test_backbone_weights_fit_the_depth(arg, backbone):
+    assert os2d.get_config(arg).init.backbone == backbone
+
+
+def test_class_weights_can_be_set_from_the_command_line():
+    config = os2d.get_config()
+    commandline.override(config, "objective.class_weights", "(1, 0.5)")
+    assert ObjectiveConfig.create(config.objective).class_weights == (1, 0.5)
 
 
 TABLE = {  # column: model, objective, localisation weight, remapping, mining
@@ -85,7 +106,7 @@ def test_every_column_of_table_1(column):
     assert config.data.mining == mining and config.steps == 200_000
 
 
-@pytest.mark.parametrize("arg", ["table1=12", "recipe=v3", "stepz=3"])
+@pytest.mark.parametrize("arg", ["table1=12", "table1=-2", "table1=0,recipe=v2", "recipe=v3", "stepz=3"])
 def test_wrong_arguments_are_one_line(arg):
     with pytest.raises(ConfigError) as error:
         os2d.get_config(arg)
