@@ -48,6 +48,16 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _ORIENTATION_TAG = 0x0112
+_TIFF_SIZE_TAGS = 256, 257  # width, height
+_UNTURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # what brings a picture turned by its EXIF orientation back to the stored pixels
 
 
 class _QuietPillow:
@@ -104,7 +114,7 @@ def image_size(
 ) -> tuple[int, int]:
     """`(height, width)` from the header alone; arguments and errors as `read_image`."""
     with _opened(path_or_bytes, max_pixels, name) as (image, _):
-        width, height = image.size
+        width, height = _stored_size(image)
         return (width, height) if orient and _orientation(image) >= 5 else (height, width)
 
 
@@ -192,12 +202,21 @@ def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DECODE_ERRORS:
         return 1  # a damaged EXIF block says nothing
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before the EXIF orientation; Pillow turns that of a TIFF on opening it."""
+    if image.format == "TIFF" and all(tag in image.tag_v2 for tag in _TIFF_SIZE_TAGS):
+        return tuple(int(image.tag_v2[tag]) for tag in _TIFF_SIZE_TAGS)
+    return image.size
 
 
 def _decoded(image: Image.Image, label: str, orient: bool) -> np.ndarray:
+    turned = _orientation(image) if image.format == "TIFF" else 1
     try:
         # TIFF is oriented by Pillow while loading; asking it again afterwards is then a no-op.
         image.load()
@@ -208,6 +227,8 @@ def _decoded(image: Image.Image, label: str, orient: bool) -> np.ndarray:
     if orient and _orientation(image) > 1:
         with contextlib.suppress(*_DECODE_ERRORS):
             image = ImageOps.exif_transpose(image)
+    if not orient and turned > 1:
+        image = image.transpose(_UNTURN[turned])
     try:
         return _to_rgb(image)
     except _DECODE_ERRORS as error:

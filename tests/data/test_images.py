@@ -126,9 +126,26 @@ def test_exif_orientation():
         np.testing.assert_array_equal(images.read_image(content, orient=False), _gradient())
 
 
-def test_tiff_orientation():
-    content = _encode(Image.fromarray(_gradient()), "TIFF", tiffinfo={0x0112: 6})
-    np.testing.assert_array_equal(images.read_image(content), np.rot90(_gradient(), -1))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_orientation(orientation, compression):
+    """Pillow turns a TIFF while loading it, and its size earlier: the size agrees with the pixels anyway."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png = _encode(Image.fromarray(_gradient()), "PNG", exif=exif)
+    picture = Image.fromarray(_gradient())
+    content = _encode(picture, "TIFF", tiffinfo={0x0112: orientation}, compression=compression)
+    np.testing.assert_array_equal(images.read_image(content), images.read_image(png))
+    np.testing.assert_array_equal(images.read_image(content, orient=False), _gradient())
+    assert images.image_size(content) == images.image_size(png)
+    assert images.image_size(content, orient=False) == _gradient().shape[:2]
+
+
+def test_an_orientation_that_does_not_exist_turns_nothing():
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    content = _encode(Image.fromarray(_gradient()), "PNG", exif=exif)
+    assert images.image_size(content) == images.read_image(content).shape[:2] == _gradient().shape[:2]
 
 
 def test_grey_palette_bilevel_cmyk():
