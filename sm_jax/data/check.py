@@ -207,7 +207,8 @@ def _box_findings(record: Record) -> list[Finding]:
         return []  # the picture itself is reported
     boxes = record.pixel_boxes(size)
     finite = np.isfinite(boxes).all(axis=-1)
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    with np.errstate(invalid="ignore"):  # inf - inf: reported as not finite
+        width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     usable = usable_boxes(boxes, size)[1]
     limit = np.array([size[1], size[0]] * 2)
     leaves = finite & ((boxes < -STICKS_OUT) | (boxes > limit + STICKS_OUT)).any(axis=-1)

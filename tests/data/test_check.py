@@ -49,7 +49,7 @@ def test_other_formats_are_clean(tmp_path, make):
 def test_bad_boxes(tmp_path):
     nan = float("nan")
     bad = {
-        "box not finite": (nan, 1, 5, 5),
+        "box not finite": (float("inf"), 1, float("inf"), nan),
         "box inverted": (50, 50, 40, 60),
         "box empty": (20, 20, 20, 40),
         "box outside": (200, 200, 300, 300),

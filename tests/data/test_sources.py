@@ -242,6 +242,8 @@ def test_coco_problems(tmp_path):
         "nonsense",
         {"id": 94, "image_id": [], "category_id": {}, "bbox": []},
         {"id": 93, "image_id": 0, "category_id": 3, "bbox": [1, 2, "x"]},
+        {"id": 95, "image_id": 0, "category_id": 3, "bbox": [10**400, 2, 3, 4]},
+        {"id": 96, "image_id": 0, "category_id": 3, "bbox": "1234"},
     ]
     document["images"] += [{"id": 5}, {"id": 6, "file_name": "../../gone.png"}]
     for i in range(2):
@@ -286,6 +288,24 @@ def test_csv_problems(tmp_path):
         sources.open_source(path)
     path.write_text("\n".join(line.replace(".png", ".none") for line in lines))
     with pytest.raises(DataError, match="not found"):
+        sources.open_source(path)
+
+
+def test_csv_oddities(tmp_path):
+    root = makers.os2d_csv(tmp_path, ("train",) * 3)
+    path = root / "classes" / "demo.csv"
+    header, *rows = path.read_text().splitlines()
+    names = header.split(",")
+    order = sorted(range(len(names)), key=lambda i: names[i] == "imageid")  # the picture's id comes last
+    lines = [",".join(line.split(",")[i] for i in order) for line in (header, *rows)]
+    path.write_text("\n".join([*lines, "1"]))
+    assert len(sources.open_collection(root).problems) == 1  # a short row has no id
+    path.write_text("\n".join([header.replace(",", ", "), *rows]))
+    assert not sources.open_collection(root).problems
+    path.write_text("\n".join([header, *rows, rows[0].replace(".png", "x" * 400 + ".png", 1)]))
+    assert "too long" in sources.open_collection(root).problems[0]
+    path.write_text("x" * 200_000 + "\n" + header)
+    with pytest.raises(DataError, match="not valid CSV"):
         sources.open_source(path)
 
 

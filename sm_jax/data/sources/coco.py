@@ -130,8 +130,8 @@ def _is_id(value) -> bool:
 def _xyxy(bbox) -> list[float]:
     """x, y, width, height -> corners; anything else becomes NaN, which the check reports and sources drop."""
     try:
-        x, y, width, height = (float(value) for value in bbox)
-    except (TypeError, ValueError):
+        x, y, width, height = (float(value) for value in bbox) if isinstance(bbox, list) else ()
+    except (TypeError, ValueError, OverflowError):
         return [float("nan")] * 4
     return [x, y, x + width, y + height]
 

@@ -5,6 +5,7 @@ Source: OS2D (ECCV 2020), published data (GroZi-3.2k, Dairy, Paste, INSTRE lists
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sm_jax.data.sources.base import ClassPicture, Collection, Record
 from sm_jax.data.sources.files import MAX_CSV_BYTES, checked_bytes
 from sm_jax.errors import DataError
 
+MAX_NAME = 255  # bytes; file systems refuse longer names
 REQUIRED = ("imageid", "classid", "lx", "ty", "rx", "by")
 
 
@@ -72,15 +74,18 @@ def _fits(path: Path) -> bool:
 def _rows(path: Path) -> tuple[list[dict], list[str]]:
     text = checked_bytes(path, MAX_CSV_BYTES).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text))
-    missing = set(REQUIRED).difference(reader.fieldnames or ())
-    if missing:
-        raise DataError(f"{path}: columns {', '.join(sorted(missing))} are missing (an OS2D CSV needs them)")
     rows, problems = [], []
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        missing = set(REQUIRED).difference(reader.fieldnames)
+        if missing:
+            raise DataError(
+                f"{path}: columns {', '.join(sorted(missing))} are missing (an OS2D CSV needs them)"
+            )
         for row in reader:
             try:
                 rows.append(_row(row))
-            except (TypeError, ValueError, OverflowError) as error:
+            except (AttributeError, TypeError, ValueError, OverflowError) as error:
                 problems.append(f"{path}: line {reader.line_num} is not usable ({str(error)[:80]})")
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from error
@@ -96,6 +101,8 @@ def _row(row: dict) -> dict:
     for name in (filename, class_filename):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file name {name!r} leads out of the data set")
+        if any(len(os.fsencode(part)) > MAX_NAME for part in Path(name).parts):
+            raise ValueError(f"file name {name[:20]!r}... is too long")
     return {
         "imageid": image_id,
         "imagefilename": filename,
