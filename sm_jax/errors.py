@@ -25,9 +25,12 @@ class WeightsError(SmJaxError):
 
 
 def run_main(main: Callable[[], int | None]) -> int:
-    """Run `main`; print a `SmJaxError` as `error: ...` on stderr and return 2, otherwise its exit code."""
+    """Run `main`; return its exit code, 2 after a `SmJaxError` (shown as `error: ...`), 130 after Ctrl-C."""
     try:
         return main() or 0
     except SmJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
