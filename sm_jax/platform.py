@@ -23,7 +23,7 @@ def setup(*, compile_cache: bool = True) -> None:
     Call it before jax is imported. What the environment says (`JAX_PLATFORMS`, `TF_CPP_MIN_LOG_LEVEL`,
     `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`) is left alone.
     """
-    if choose_platform() == "cpu" or not nvidia_device_present():
+    if choose_platform() == "cpu" or not (_cuda_installed() and nvidia_device_present()):
         # jaxlib 0.10 logs an ERROR for each CPU program from the cache, about two pseudo features of the
         # processor ("prefer-no-gather") that XLA itself added; failures still come as exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +41,7 @@ def choose_platform() -> str:
     chosen = os.environ.get("JAX_PLATFORMS", "")
     if chosen:
         return chosen
-    if not any(map(_installed, _CUDA_PLUGINS)) or _installed("libtpu") or nvidia_device_present():
+    if not _cuda_installed() or _installed("libtpu") or nvidia_device_present():
         return ""
     os.environ["JAX_PLATFORMS"] = "cpu"  # for worker processes
     _configure("jax_platforms", "cpu")  # for this one, where jax may have been imported already
@@ -107,6 +107,10 @@ def _configure(name: str, value: str) -> None:
     import jax  # only now: the environment must be settled before
 
     jax.config.update(name, value)
+
+
+def _cuda_installed() -> bool:
+    return any(map(_installed, _CUDA_PLUGINS))
 
 
 def _installed(module: str) -> bool:

@@ -50,6 +50,25 @@ def test_the_cpu_is_chosen_only_where_cuda_cannot_work(machine, description, pla
     assert os.environ.get("JAX_PLATFORMS", "") == platforms
 
 
+@pytest.mark.parametrize(
+    ("description", "quiet"),
+    [
+        ({}, True),
+        ({"nodes": ("/dev/nvidia0",)}, True),  # a GPU, but wheels for the CPU
+        ({"packages": CUDA}, True),
+        ({"packages": CUDA, "nodes": ("/dev/nvidia0",)}, False),
+        ({"packages": CUDA, "nodes": ("/dev/nvidia0",), "JAX_PLATFORMS": "cpu"}, True),
+    ],
+)
+def test_reports_of_xla_are_hidden_where_programs_run_on_the_cpu(machine, monkeypatch, description, quiet):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(platform.logging, "getLogger", lambda name: platform.logging.Logger(name))
+    machine(**description)
+    platform.setup(compile_cache=False)
+    assert os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None) == ("3" if quiet else None)
+
+
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("SM_JAX_CACHE", str(tmp_path))
     assert platform.cache_folder() == tmp_path
