@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from sm_jax import platform
 from sm_jax.errors import WeightsError
 from sm_jax.weights.io import sha256 as hash_file
 
@@ -17,8 +18,7 @@ TIMEOUT = 10.0
 
 def pins_path() -> Path:
     """Where the revisions and hashes of first downloads are remembered."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sm_jax" / "pins.json"
+    return platform.cache_folder() / "pins.json"
 
 
 def _read_pins() -> dict[str, dict[str, str]]:
@@ -53,7 +53,7 @@ def _download(repository: str, file: str, revision: str, sha256: str) -> tuple[P
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if revision:
+    if revision and sha256:  # without a hash to compare, the hub is asked for one
         try:
             cached = huggingface_hub.hf_hub_download(
                 repository, file, revision=revision, local_files_only=True

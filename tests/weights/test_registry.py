@@ -17,7 +17,7 @@ NAME = "resnet50-caffe-c4"
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("SM_JAX_WEIGHTS", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SM_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def test_packaged_weights_are_the_registered_ones_and_have_a_card():
@@ -114,6 +114,14 @@ def test_hub_first_download_is_verified_and_remembered(fake_hub):
     path.write_bytes(b"changed on disk")
     with pytest.raises(WeightsError, match="it is damaged; delete"):
         hub.fetch("owner/net/model.safetensors")
+
+
+def test_hub_revision_without_a_hash_asks_for_it_also_when_the_file_is_there(fake_hub):
+    pinned = {"revision": "c" * 40}
+    path = hub.fetch("owner/net/model.safetensors", **pinned)
+    hub.pins_path().unlink()
+    assert hub.fetch("owner/net/model.safetensors", **pinned) == path
+    assert fake_hub.calls == ["metadata", "download", "metadata"]
 
 
 def test_hub_file_that_was_replaced_is_refused(fake_hub):
