@@ -1,6 +1,7 @@
 """`--config=FILE[:ARGS] --config.a.b=value --name=value`: the command line of training and evaluation."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,9 @@ def parse(
 
 def load_config(spec: str) -> ConfigDict:
     """`get_config(ARGS)` of the Python file in `FILE[:ARGS]`; ConfigError where there is no such file."""
-    file, dot_py, rest = spec.partition(".py")
-    path = Path(file + dot_py)
-    if not dot_py or rest[:1] not in ("", ":") or not path.is_file():
+    parts = re.fullmatch(r"(.+?\.py)(?::(.*))?", spec, re.DOTALL)
+    path = Path(parts[1] if parts else spec)
+    if not parts or not path.is_file():
         there = ", ".join(sorted(map(str, path.parent.glob("*.py")))) if path.parent.is_dir() else "nothing"
         raise ConfigError(
             f"there is no config file {spec!r} (FILE.py or FILE.py:ARGS); {path.parent} holds {there}"
@@ -75,7 +76,7 @@ def load_config(spec: str) -> ConfigDict:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no get_config(arg)")
-    return module.get_config(rest[1:] or None)
+    return module.get_config(parts[2] or None)
 
 
 def override(config: ConfigDict, key: str, text: str | None) -> None:

@@ -40,6 +40,14 @@ def test_config_arguments_overrides_and_options(file):
     assert options == {"workdir": "out", "json": True, "n": 4}
 
 
+def test_a_folder_may_have_py_in_its_name(file, tmp_path):
+    folder = tmp_path / "my.python.projects"
+    folder.mkdir()
+    (folder / "toy.py").write_text(file.read_text())
+    assert commandline.load_config(f"{folder}/toy.py:size=8").size == 8
+    assert commandline.load_config(f"{folder}/toy.py").size == 3
+
+
 def test_defaults(file):
     config, options = _parse(file)
     assert config.size == 3 and options == {"workdir": "", "json": False, "n": 1}
