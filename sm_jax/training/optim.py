@@ -21,7 +21,15 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 
     `sgd` is `torch.optim.SGD`: weight decay is added to the gradient, then momentum without dampening (OS2D,
     ECCV 2020, trains so). `adam` adds the decay to the gradient too; `adamw` adds it to the direction.
+
+    Raises:
+      ConfigError: an unknown name, or a `clip_norm` or `ema` that no step can use.
     """
+    if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
+        raise ConfigError(
+            f"optim.clip_norm={config.get('clip_norm', 0.0)}, ema={config.get('ema', 0.0)}: clip_norm is at "
+            "least 0 (0: no clipping), ema from 0 (none) to below 1"
+        )
     decay = optax.add_decayed_weights(config.get("weight_decay", 0.0))
     adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
     momentum = config.get("momentum", 0.9)

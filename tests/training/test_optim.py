@@ -124,3 +124,11 @@ def test_bad_values_are_one_clear_line(changes, words):
 def test_bad_loss_scale():
     with pytest.raises(ConfigError, match="loss_scale"):
         optim.initial_loss_scale(ConfigDict({"optim": {"loss_scale": "static"}}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clip_norm": -1.0}, {"clip_norm": float("nan")}, {"ema": 1.0}, {"ema": -0.1}]
+)
+def test_values_that_no_step_can_use_are_refused(wrong):
+    with pytest.raises(ConfigError, match="clip_norm is at least 0"):
+        optim.make_optimizer(_config(**wrong))
