@@ -36,8 +36,7 @@ def local_to_index(local, cell, *, template=15):
 
     The template box spans `template` cells around the cell's centre in *edge* coordinates, and the published
     model uses the resulting number as an *index*. So the identity does not sample cell-7 .. cell+7 but
-    cell-7 .. cell+8, stretched by 15/14. Trained weights depend on it (published OS2D code; see
-    docs/conventions.md).
+    cell-7 .. cell+8, stretched by 15/14. Trained weights depend on it (published OS2D code).
     """
     return local * (template * 0.5) + (cell + 0.5)
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.systems.os2d import head, model
+from sm_jax.systems.os2d.head import STRIDE, TEMPLATE
 
-STRIDE = 16
-BOX = 240  # side of the object, in level pixels, that the untransformed template stands for
+BOX = TEMPLATE * STRIDE
+"""Side of the object, in level pixels, that the untransformed template stands for."""
 
 
 class Parts(NamedTuple):

@@ -102,7 +102,7 @@ def init(config: ModelConfig, key: Array) -> Variables:
       key: random key.
 
     Returns:
-      `{"params": {"backbone", "transform"}, "batch_stats": {...}}`, float32, names as in docs/conventions.md.
+      `{"params": {"backbone", "transform"}, "batch_stats": {...}}`, float32, names as in `weights.structure`.
     """
     keys = jax.random.split(key)
     parts = {
