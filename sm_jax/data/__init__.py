@@ -1,5 +1,6 @@
 """Sources with random access, augmentation and the training iterator. NumPy only; see `docs/own-data.md`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,23 @@ def make_source(data: Any, split: str) -> Source:
     raise ConfigError(f"data.source: {data.source!r} is neither 'shelves' nor an existing file or folder")
 
 
-def image_scale(data: Any) -> float:
+def image_scale(data: Any, train: Source | None = None) -> float:
     """Factor from stored pixels to the pixels the model works on, for every split of a data set.
 
-    `data.scale` if it is set and positive; otherwise measured on the training split, so that its median
-    object gets `data.object_size` pixels (square root of the area).
+    `data.scale` if it is positive; if it is 0, measured on the training split (`train`, if it is open
+    already), so that its median object gets `data.object_size` pixels (square root of the area).
+
+    Raises:
+      ConfigError, DataError.
     """
-    return (
-        float(data.get("scale", 0.0))
-        or measure(make_source(data, "train"), object_size=data.object_size).scale
-    )
+    scale, object_size = float(data.get("scale", 0.0)), float(data.object_size)
+    if not 0 <= scale < math.inf:
+        raise ConfigError(f"data.scale: must be positive, or 0 to measure it, not {scale:g}")
+    if not 0 < object_size < math.inf:
+        raise ConfigError(f"data.object_size: must be positive, not {object_size:g}")
+    if scale:
+        return scale
+    return measure(make_source(data, "train") if train is None else train, object_size=object_size).scale
 
 
 def make_train_iterator(config: Any) -> Any:
@@ -71,9 +79,8 @@ def make_train_iterator(config: Any) -> Any:
         raise ConfigError(f"data.workers: must not be negative, not {data.workers}")
     source = make_source(data, "train")
     side = config.model.get("query_size", 240)
-    scale = float(data.get("scale", 0.0)) or measure(source, object_size=data.object_size).scale
     options = os2d.BatchOptions(
-        scale=scale,
+        scale=image_scale(data, source),
         canvas=query_canvas(source, side=side),
         batch_size=config.batch_size,
         class_batch_size=data.class_batch_size,

@@ -175,6 +175,9 @@ def test_config_errors(tmp_path):
         (_config(root / "nowhere"), "neither 'shelves' nor an existing"),
         (_config(""), "data.source"),
         (_config(root, crop=(4, 4)), "crop"),
+        (_config(root, scale=-1.0), "data.scale"),
+        (_config(root, scale=float("nan")), "data.scale"),
+        (_config(root, object_size=0), "data.object_size"),
     ):
         with pytest.raises(ConfigError, match=words):
             data.make_train_iterator(config)
@@ -190,6 +193,10 @@ def test_scale_is_that_of_the_training_split(tmp_path):
     assert data.image_scale(config.data) == data.measure(train, object_size=40).scale
     config.data.scale = 0.5
     assert data.image_scale(config.data) == 0.5
+    config.data.scale = -0.5
+    with pytest.raises(ConfigError, match="data.scale: must be positive"):
+        data.image_scale(config.data)
+    config.data.scale = 0.5
     with data.make_train_iterator(config) as iterator:
         assert iterator._builder.options.scale == 0.5
 
