@@ -6,7 +6,27 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from sm_jax.data import images, transforms
+from sm_jax.errors import ConfigError, ImageError
 from sm_jax.systems.os2d.predict import Predictor, pyramid_sizes, query_views
+
+MAX_LEVEL_PIXELS = 64_000_000
+
+
+def checked_scales(scales: Iterable[float]) -> tuple[float, ...]:
+    """The scales as floats. Raises ConfigError unless there are some and all are positive and finite."""
+    scales = tuple(float(scale) for scale in scales)
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ConfigError(f"scales: {scales} must be positive numbers, such as 0.5 1 2")
+    return scales
+
+
+def check_level_sizes(image_size: tuple[int, int], scales: Sequence[float], *, name: str) -> None:
+    """Raises ImageError, in which the image is called `name`, if a pyramid level would be too large."""
+    for scale, (height, width) in zip(scales, pyramid_sizes(image_size, scales), strict=True):
+        if height * width > MAX_LEVEL_PIXELS:
+            raise ImageError(
+                f"{name}: scale {scale:g} makes it {width}x{height}, too large; use smaller scales"
+            )
 
 
 def levels(image: np.ndarray, scales: Sequence[float]) -> Iterator[np.ndarray]:

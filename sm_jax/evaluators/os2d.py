@@ -10,7 +10,7 @@ import numpy as np
 from sm_jax import data as data_lib
 from sm_jax import draw, search
 from sm_jax.data import images as pictures
-from sm_jax.errors import DataError, ImageError
+from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators.detection import VocResult, voc
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
@@ -80,12 +80,20 @@ class DetectionEvaluator:
           iou_thresholds: one result for each.
           progress: see `sm_jax.evaluators.make`.
           **options: of `decode_pyramid`.
+
+        Raises:
+          ConfigError: an option that cannot be used; DataError: no pictures.
         """
         if not len(source):
             raise DataError("nothing to evaluate: the split has no pictures")
         views(augmentation)  # an unknown name is refused here
+        if max_images < 0:
+            raise ConfigError(f"eval.max_images: must not be negative, not {max_images}")
+        if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
+            raise ConfigError(f"eval.iou_thresholds: some numbers within (0, 1], not {tuple(iou_thresholds)}")
         self._predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, top_k=None)
-        self._source, self._scales, self._query_size = source, tuple(scales), query_size
+        self._source, self._query_size = source, query_size
+        self._scales = search.checked_scales(scales)
         self._augmentation, self._thresholds, self._options = augmentation, tuple(iou_thresholds), options
         self._progress = progress or (lambda items, _: items)
         count = min(len(source), max_images or len(source))
@@ -114,6 +122,7 @@ class DetectionEvaluator:
             except ImageError as error:
                 self._skip(str(error), len(self._wanted))
                 continue
+            search.check_level_sizes(image.shape[:2], self._scales, name=f"image {entry['image_id']}")
             found = self._predictor.detect(
                 variables,
                 search.levels(image, self._scales),
@@ -127,6 +136,8 @@ class DetectionEvaluator:
             self.ground_truth.append({key: entry[key] for key in ("boxes", "labels", "difficult")})
             kept.append(index)
         self.indices = kept
+        if not kept:
+            raise DataError(f"nothing to evaluate: no picture can be read ({self.skipped[0]})")
         for threshold in self._thresholds:
             result = voc(self.detections, self.ground_truth, iou_threshold=threshold)
             self.results[threshold] = result

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,13 @@ def table(split: str, evaluator: DetectionEvaluator) -> str:
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON document, replacing the file at once."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics with null for what is undefined, which JSON has no number for."""
+    return {name: _number(value) for name, value in metrics.items()}
 
 
 def _number(value: float) -> float | None:

@@ -34,15 +34,14 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
         if values["split"]:
             settings.eval.splits = (values["split"],)
     print(f"evaluating {name} on {settings.data.source}", flush=True)
-    out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
+    out = _output_folder(Path(values["out"] or Path(workdir or "runs") / "evaluation"))
     document = {"model": name, "data": settings.data.source, "splits": {}}
     with ExitStack() as stack:
         found = evaluators.make(settings, progress=_progress(stack))
         for split, evaluator in found.items():
             metrics = dict(evaluator.run(variables))
             print(report.table(split, evaluator), flush=True)
-            document["splits"][split] = {"metrics": metrics} | report.to_dict(evaluator)
-            out.mkdir(parents=True, exist_ok=True)
+            document["splits"][split] = {"metrics": report.numbers(metrics)} | report.to_dict(evaluator)
             if settings.eval.pictures:
                 evaluator.pictures(out / split, count=settings.eval.pictures)
     report.write(out / "results.json", document)
@@ -58,6 +57,14 @@ def newest_run(folder: Path) -> str:
         if any((path.parent / "checkpoints").glob("[0-9]*"))
     ]
     return str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)) if runs else ""
+
+
+def _output_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {path} cannot be made ({error.strerror})") from error
+    return path
 
 
 def _of_run(workdir: str, step: str, overrides: Sequence[str]):

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sm_jax import evaluators
-from sm_jax.errors import ConfigError, DataError
+from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import report, session
 from sm_jax.evaluators.os2d import DetectionEvaluator
 from sm_jax.systems.os2d.predict import Predictor
@@ -71,6 +71,29 @@ def test_a_class_without_picture_is_not_found():
 def test_nothing_to_evaluate_is_one_line():
     with pytest.raises(DataError, match="no pictures"):
         _evaluator(Squares(n=0))
+    with pytest.raises(DataError, match="no picture can be read .*0.png: damaged"):
+        dict(_evaluator(Squares(n=1, damaged=[0])).run(VARIABLES))
+
+
+@pytest.mark.parametrize(
+    "options,line",
+    [
+        ({"max_images": -1}, "eval.max_images"),
+        ({"iou_thresholds": ()}, "eval.iou_thresholds"),
+        ({"iou_thresholds": (0.5, 2.0)}, "eval.iou_thresholds"),
+        ({"scales": ()}, "scales: "),
+        ({"scales": (1.0, 0.0)}, "scales: "),
+        ({"scales": (float("nan"),)}, "scales: "),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(options, line):
+    with pytest.raises(ConfigError, match=line):
+        _evaluator(**options)
+
+
+def test_a_scale_that_would_fill_the_memory_stops_the_evaluation():
+    with pytest.raises(ImageError, match="image 0: scale 1000 makes it 192000x128000, too large"):
+        dict(_evaluator(scales=[1000.0]).run(VARIABLES))
 
 
 def test_progress_wraps_images_and_classes():
@@ -99,6 +122,29 @@ def test_undefined_numbers_are_null():
     dict(evaluator.run(VARIABLES))
     evaluator.results[0.3] = evaluator.results[0.3]._replace(map=float("nan"))
     assert report.to_dict(evaluator)["iou"]["0.30"]["mAP"] is None
+
+
+def test_a_split_with_difficult_boxes_only_gives_valid_json(tmp_path, monkeypatch):
+    import evaluate
+
+    class Hidden(Squares):
+        def annotation(self, index):
+            return super().annotation(index) | {"difficult": np.ones(2, bool)}
+
+    monkeypatch.setattr(evaluators, "make", lambda *_, **__: {"val": _evaluator(Hidden(n=1))})
+    monkeypatch.setattr(session.pretrained, "begin", lambda *_: (VARIABLES, []))
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(["--data=mine", "--out=results"]) == 0
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    document = json.loads((tmp_path / "results" / "results.json").read_text(), parse_constant=refuse)
+    assert document["splits"]["val"]["metrics"]["mAP@0.30"] is None
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--out: file cannot be made"):
+        evaluate.main(["--data=mine", "--out=file"])
 
 
 def test_other_systems_are_refused():
