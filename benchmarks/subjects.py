@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import material
 from benchmarks import torch_os2d as eager
 from benchmarks import torch_tuned as tuned
 from benchmarks.measure import Call, Program, compiled
-from sm_jax import weights
 from sm_jax.data.transforms import normalize
 from sm_jax.systems.os2d import model, predict
-from sm_jax.systems.os2d.transformnet import IDENTITY
 from sm_jax.weights import formats
 from sm_jax.weights.io import flatten
 
@@ -105,49 +104,16 @@ def make(
     `backbone` and `transform` are registry names or paths; an empty `transform` draws one near the identity.
     """
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: model.init(config, key), jax.random.key(0))
-    variables = jax.tree.map_with_path(lambda path, leaf: random_leaf(rng, path[-1].key, leaf.shape), shapes)
-    linear = variables["params"]["transform"]["linear"]
-    parameters = linear["bias"].shape[0]
-    linear["kernel"] = rng.normal(0, 0.01, linear["kernel"].shape).astype(np.float32)
-    linear["bias"] += np.asarray(IDENTITY[parameters], np.float32)
-    asked = {"backbone": backbone, "transform": transform, "model": ""}
-    variables = weights.initialize(variables, asked)[0]
+    variables = material.variables(config, rng, backbone=backbone, transform=transform)
     theirs = eager.as_tensors(formats.to_torch(flatten(variables)), device=device)
     types = {"dtype": TORCH_TYPES[config.dtype], "head_dtype": TORCH_TYPES[config.head_dtype]}
     variables = jax.device_put(variables)
-    picture = make_picture(rng, size)
-    queries = np.stack([cut_out(rng, picture, config.query_size) for _ in range(classes)])
+    picture = material.make_picture(rng, size)
+    queries = np.stack([material.cut_out(rng, picture, config.query_size) for _ in range(classes)])
     encode = jax.jit(lambda image: model.encode(config, variables, {"image": image})["template"])
     templates = jnp.concatenate([encode(queries[i : i + 1]) for i in range(classes)])
     layers = tuned.prepare(theirs, **types)
     return Peers(config, device, variables, theirs, layers, templates, picture)
-
-
-def random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A start for one tensor: what the model's own init would draw, without compiling it."""
-    if name == "kernel":
-        return rng.normal(0, (2 / np.prod(shape[:2] + shape[3:])) ** 0.5, shape).astype(np.float32)
-    if name in ("scale", "var"):
-        return np.ones(shape, np.float32)
-    return rng.normal(0, 0.05, shape).astype(np.float32)
-
-
-def make_picture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Random structure at two scales, uint8 (h, w, 3)."""
-    layers = []
-    for step in (4, 32):
-        coarse = rng.integers(0, 256, (size[0] // step + 2, size[1] // step + 2, 3), dtype=np.uint8)
-        layers.append(np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)))
-    return (sum(layer.astype(np.uint16) for layer in layers) // 2).astype(np.uint8)
-
-
-def cut_out(rng: np.random.Generator, picture: np.ndarray, side: int) -> np.ndarray:
-    """A random square of the picture, at most half of it, as a normalised class picture (side, side, 3)."""
-    extent = max(1, min(*picture.shape[:2], 2 * side) // 2)
-    top, left = (int(rng.integers(0, length - extent + 1)) for length in picture.shape[:2])
-    part = Image.fromarray(picture[top : top + extent, left : left + extent])
-    return normalize(np.asarray(part.resize((side, side), Image.Resampling.BILINEAR)))
 
 
 def make_level(peers: Peers, size: tuple[int, int]) -> Level:

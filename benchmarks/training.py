@@ -9,8 +9,9 @@ import torch
 from ml_collections import ConfigDict
 
 from benchmarks import torch_os2d as eager
+from benchmarks.material import cut_out
 from benchmarks.measure import Call, Program, compiled
-from benchmarks.subjects import Peers, cut_out, jax_call
+from benchmarks.subjects import Peers, jax_call
 from configs.os2d import get_config
 from sm_jax import boxes as box_ops
 from sm_jax import systems
