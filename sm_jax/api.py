@@ -75,6 +75,8 @@ class Detector:
         Raises:
           ConfigError: no query, or labels that do not fit; ImageError: a picture that cannot be used.
         """
+        if threshold is not None and math.isnan(threshold):
+            raise ConfigError("threshold: must be a number")
         augmentation = {(False, False): "", (True, False): "rotation90", (False, True): "horflip"}.get(
             (bool(rotations), bool(mirrored)), "horflip_rotation90"
         )

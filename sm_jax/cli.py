@@ -166,13 +166,13 @@ def _data_preview(arguments) -> int:
     if arguments.data == "shelves":
         source = ShelvesSource(arguments.split)
     else:
-        folder = Path(arguments.data)
+        source = open_source(arguments.data, split=arguments.split)
+        folder = Path(arguments.data).expanduser()
         folder = (folder if folder.is_dir() else folder.parent).resolve()
         if out.resolve().is_relative_to(folder):
             raise ConfigError(
                 f"{out}: lies in the data set's folder, where nothing is written; choose another place"
             )
-        source = open_source(arguments.data, split=arguments.split)
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}")
     print(preview(source, out, n=arguments.n))

@@ -37,18 +37,22 @@ def files(paths: list[str], *, what: str) -> list[Path]:
     """The pictures that `paths` name; a folder stands for the pictures in it (not below), sorted by name.
 
     Raises:
-      ConfigError: a folder without pictures.
+      ConfigError: a folder without pictures, or one that cannot be read.
     """
     found = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
+        try:
+            inside = _pictures_in(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise ConfigError(f"{what}: {path} cannot be read ({error.strerror})") from error
         if not inside:
             raise ConfigError(f"{what}: {path} is a folder without pictures")
         found.extend(inside)
     return found
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
 
 
 def _search(arguments, say) -> tuple[dict[str, Any], int]:
@@ -100,7 +104,7 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
         "errors": errors,
     }
     if out is not None:
-        (out / "detections.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _write(document, out / "detections.json")
         print(f"written to {out}", file=sys.stderr)
     return document, 1 if errors else 0
 
@@ -129,6 +133,13 @@ def _save(picture, target: Path) -> None:
         picture.save(target, **({"quality": 92} if target.suffix == ".jpg" else {}))
     except OSError as error:
         raise ConfigError(f"--out: {target} cannot be written ({error.strerror or error})") from error
+
+
+def _write(document: dict[str, Any], target: Path) -> None:
+    try:
+        target.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {target} cannot be written ({error.strerror})") from error
 
 
 def _free_name(folder: Path, image: Path, taken: set[Path]) -> Path:

@@ -82,7 +82,8 @@ class RequestBank:
         return np.concatenate(stacked) if stacked else np.zeros((0, 1, 1, 1), np.float32), *table.T
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file, replacing it at once or not at all."""
+        """Write a safetensors file, replacing it at once or not at all; raises `ConfigError` if it cannot."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors, entries = {}, []
@@ -101,8 +102,11 @@ class RequestBank:
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint, "requests": json.dumps(entries)}
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        try:
+            save_file(tensors, partial, metadata=metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path}: the request bank cannot be written ({error})") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RequestBank":
@@ -114,7 +118,7 @@ class RequestBank:
                 metadata = archive.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise ConfigError(f"{path}: not a request bank (no '{FORMAT}' in its header)")
-                entries = json.loads(metadata["requests"])
+                entries, fingerprint = json.loads(metadata["requests"]), metadata["fingerprint"]
                 requests = [
                     Request(
                         label=entry["label"],
@@ -131,7 +135,7 @@ class RequestBank:
             raise ConfigError(f"{path}: cannot be read as a request bank ({error})") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: damaged request bank ({error})") from error
-        return cls(requests, fingerprint=metadata["fingerprint"])
+        return cls(requests, fingerprint=fingerprint)
 
 
 def fingerprint(tree) -> str:

@@ -200,6 +200,11 @@ def test_bad_queries_and_options_are_one_line(detector, image, queries, options,
     assert "\n" not in str(caught.value)
 
 
+def test_a_threshold_of_a_bank_is_a_number(detector):
+    with pytest.raises(ConfigError, match="threshold: must be a number"):
+        detector.encode(_query(RED), threshold=float("nan"))
+
+
 @pytest.mark.parametrize(
     "bad", [np.zeros((0, 0, 3), np.uint8), b"junk", "missing.png", np.full((4, 4), np.nan)]
 )

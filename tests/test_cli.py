@@ -143,6 +143,18 @@ def test_failures_are_one_line_and_exit_code_two(place, capsys, words, line):
     assert json.loads(out)["error"] == errors[0].removeprefix("error: ")
 
 
+def test_a_name_that_no_file_can_have_is_one_line(place, capsys):
+    assert cli.main([*DETECT, "--image", "a" * 400, "--query", "thing.png"]) != 0
+    errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1 and "aaa" in errors[0]
+
+
+def test_results_that_cannot_be_written_are_one_line(place, capsys):
+    (place / "out" / "detections.json").mkdir(parents=True)
+    assert cli.main([*DETECT, "--image", "a.png", "--query", "thing.png", "--out", "out"]) == 2
+    assert "error: --out: " in capsys.readouterr().err
+
+
 def test_a_scale_that_suits_one_image_only_is_reported_for_the_other(place, capsys):
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(place / "dot.png")
     command = ["detect", "--image", "dot.png", "a.png", "--query", "thing.png", "--scales", "0.5", "--json"]
@@ -167,6 +179,10 @@ def test_help_is_printed(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert stop.value.code == 0 and "usage: sm-jax" in capsys.readouterr().out
+
+
+def test_the_help_names_the_default_threshold():
+    assert f"(default: {api.THRESHOLD})" in cli.DETECT_OPTIONS["--threshold"]["help"]
 
 
 def test_version(capsys):
@@ -195,6 +211,8 @@ def test_data_check_and_preview(place, capsys):
     assert _read(place / "sheet.png").shape[1] > 100
     assert cli.main(["data", "preview", "mine/sheet.png", "--data", "mine"]) == 2
     assert "where nothing is written" in capsys.readouterr().err
+    assert cli.main(["data", "preview", "sheet.png", "--data", "nowhere"]) == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
     assert cli.main(["data", "preview", "sheet.txt"]) == 2
     assert sorted(folder.rglob("*")) == before
 

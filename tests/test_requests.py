@@ -71,6 +71,15 @@ def test_other_safetensors_files_are_refused(tmp_path):
     save_file({"a": np.zeros(1)}, tmp_path / "y.safetensors", metadata={"format": "sm_jax request bank 1"})
     with pytest.raises(ConfigError, match="damaged"):
         RequestBank.load(tmp_path / "y.safetensors")
+    header = {"format": "sm_jax request bank 1", "requests": "[]"}
+    save_file({"a": np.zeros(1)}, tmp_path / "z.safetensors", metadata=header)
+    with pytest.raises(ConfigError, match="damaged.*fingerprint"):
+        RequestBank.load(tmp_path / "z.safetensors")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(bank, tmp_path):
+    with pytest.raises(ConfigError, match="x.safetensors: the request bank cannot be written"):
+        bank.save(tmp_path / "nowhere" / "x.safetensors")
 
 
 def test_fingerprint_sees_every_value_and_name():
