@@ -157,6 +157,7 @@ def _data_preview(arguments) -> int:
     from pathlib import Path
 
     from sm_jax.data import open_source
+    from sm_jax.data.sources.files import outside
     from sm_jax.data.synthetic import ShelvesSource, preview
     from sm_jax.errors import ConfigError
 
@@ -167,12 +168,7 @@ def _data_preview(arguments) -> int:
         source = ShelvesSource(arguments.split)
     else:
         source = open_source(arguments.data, split=arguments.split)
-        folder = Path(arguments.data).expanduser()
-        folder = (folder if folder.is_dir() else folder.parent).resolve()
-        if out.resolve().is_relative_to(folder):
-            raise ConfigError(
-                f"{out}: lies in the data set's folder, where nothing is written; choose another place"
-            )
+        outside(out, arguments.data)
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}")
     print(preview(source, out, n=arguments.n))

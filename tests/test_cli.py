@@ -210,7 +210,7 @@ def test_data_check_and_preview(place, capsys):
     assert cli.main(["data", "preview", "sheet.png", "--data", "mine", "-n", "1"]) == 0
     assert _read(place / "sheet.png").shape[1] > 100
     assert cli.main(["data", "preview", "mine/sheet.png", "--data", "mine"]) == 2
-    assert "where nothing is written" in capsys.readouterr().err
+    assert "where nothing is ever written" in capsys.readouterr().err
     assert cli.main(["data", "preview", "sheet.png", "--data", "nowhere"]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err
     assert cli.main(["data", "preview", "sheet.txt"]) == 2

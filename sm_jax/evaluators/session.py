@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_jax import evaluators, pretrained
+from sm_jax.data.sources.files import outside
 from sm_jax.errors import ConfigError
 from sm_jax.evaluators import report
 from sm_jax.systems.os2d.model import ModelConfig
@@ -34,10 +35,13 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
         if values["split"]:
             settings.eval.splits = (values["split"],)
     print(f"evaluating {name} on {settings.data.source}", flush=True)
-    out = _output_folder(Path(values["out"] or Path(workdir or "runs") / "evaluation"))
+    out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
+    if settings.data.source != "shelves":
+        outside(out, settings.data.source)
     document = {"model": name, "data": settings.data.source, "splits": {}}
     with ExitStack() as stack:
         found = evaluators.make(settings, progress=_progress(stack))
+        _make_folder(out)
         for split, evaluator in found.items():
             metrics = dict(evaluator.run(variables))
             print(report.table(split, evaluator), flush=True)
@@ -59,12 +63,11 @@ def newest_run(folder: Path) -> str:
     return str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime)) if runs else ""
 
 
-def _output_folder(path: Path) -> Path:
+def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be made ({error.strerror})") from error
-    return path
 
 
 def _of_run(workdir: str, step: str, overrides: Sequence[str]):

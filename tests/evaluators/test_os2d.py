@@ -147,6 +147,19 @@ def test_a_split_with_difficult_boxes_only_gives_valid_json(tmp_path, monkeypatc
         evaluate.main(["--data=mine", "--out=file"])
 
 
+def test_nothing_is_written_into_the_data_set(tmp_path, monkeypatch):
+    import evaluate
+
+    monkeypatch.setattr(session.pretrained, "begin", lambda *_: (VARIABLES, []))
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for words in (["--data=."], ["--data=mine", "--out=mine/results"]):
+        with pytest.raises(ConfigError, match="where nothing is ever written"):
+            evaluate.main(words)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
 def test_other_systems_are_refused():
     with pytest.raises(ConfigError, match="nothing evaluates 'scnet'"):
         evaluators.make(ConfigDict({"system": "scnet"}))

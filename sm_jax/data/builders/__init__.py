@@ -8,6 +8,7 @@ import numpy as np
 from sm_jax.data import images
 from sm_jax.data.sources import open_collection
 from sm_jax.data.sources.base import Source
+from sm_jax.data.sources.files import outside
 from sm_jax.data.sources.splits import make_source
 from sm_jax.errors import ConfigError, DataError
 
@@ -24,13 +25,10 @@ def build(path: str | Path, folder: str | Path, *, splits: tuple[str, ...] = ("t
       ConfigError: the folder lies inside the data set.
       DataError: see `sources.open_source`; also for a picture that cannot be read.
     """
-    source_root, target = Path(path).expanduser().resolve(), Path(folder).expanduser().resolve()
-    data_root = source_root if source_root.is_dir() else source_root.parent
-    if target.is_relative_to(data_root):
-        raise ConfigError(f"{target} lies inside the data set {data_root}, where nothing is ever written")
-    collection = open_collection(source_root)
+    target = outside(folder, path)
+    collection = open_collection(path)
     if collection.objects:
-        raise DataError(f"{source_root}: a folder per class has no scenes to build; train on it directly")
+        raise DataError(f"{path}: a folder per class has no scenes to build; train on it directly")
     sources = {split: make_source(collection, split)[0] for split in splits}
     return build_sources(sources, target)
 

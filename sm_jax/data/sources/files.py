@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sm_jax.data.images import SUFFIXES
-from sm_jax.errors import DataError
+from sm_jax.errors import ConfigError, DataError
 
 MAX_XML_BYTES = 16 << 20
 MAX_JSON_BYTES = 2 << 30
@@ -51,6 +51,15 @@ def read_xml(path: Path) -> ElementTree.Element:
         return builder.close()
     except (xml.parsers.expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         raise DataError(f"{path}: not valid XML ({_short(error)})") from error
+
+
+def outside(target: str | Path, data: str | Path) -> Path:
+    """`target` without links; raises ConfigError if it lies in the folder of the data set `data`."""
+    target, root = (Path(path).expanduser().resolve() for path in (target, data))
+    root = root.parent if root.is_file() else root
+    if root.exists() and target.is_relative_to(root):
+        raise ConfigError(f"{target}: lies in the data set's folder {root}, where nothing is ever written")
+    return target
 
 
 class PictureIndex:
