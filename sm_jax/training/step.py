@@ -104,7 +104,8 @@ def _make_apply(
         learned, rest = partition(state.params, system.trainable)
         direction, opt_state = optimizer.update(optim.clip(grads, norm, max_norm), state.opt_state, learned)
         params = merge(jax.tree.map(lambda p, d: p - lr * d, learned, direction), rest)
-        ema = state.ema and jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        # As a difference: two weights that do not add up to 1 would let frozen parameters drift by rounding.
+        ema = state.ema and jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
         new = state._replace(params=params, collections=total.collections, opt_state=opt_state, ema=ema)
 
         overflow = jnp.isfinite(loss) & ~jnp.isfinite(norm) & dynamic & (jnp.asarray(scale) > 1.0)

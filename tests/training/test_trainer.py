@@ -127,6 +127,12 @@ def test_moving_average(tmp_path):
     checks.assert_close(state.ema, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_the_average_of_what_stays_is_exactly_it(tmp_path):
+    """Frozen features must not wander by rounding, step after step."""
+    state = _train(tmp_path, steps=20, optim__ema=0.999, optim__lr=0.0)
+    checks.assert_same_bits(state.ema, state.params)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"data__poison": 5}, "loss is nan and grad_norm is nan"), ({"data__scale": 1e30}, "grad_norm is")],
