@@ -81,7 +81,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "save its state dict alone with torch.save(checkpoint['net'], OUT.pth)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        wordless = isinstance(error, KeyError) or not str(error)
+        reason = type(error).__name__ if wordless else str(error).splitlines()[0]
         raise WeightsError(f"{path}: not a readable PyTorch file, or a damaged one ({reason[:99]})") from None
     return _as_arrays(data, path)
 
@@ -103,8 +104,8 @@ def read_foreign(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 return {name: archive[name] for name in archive.files}
         except FileNotFoundError:
             raise WeightsError(f"{path}: no such file") from None
-        except Exception as error:  # numpy and zipfile raise many kinds for a damaged archive
-            raise WeightsError(f"{path}: not a readable .npz file ({error})") from None
+        except Exception:  # numpy and zipfile raise many kinds, and numpy advises to unpickle
+            raise WeightsError(f"{path}: no readable .npz file of plain arrays, or a damaged one") from None
     return read_tensors(path)[0]
 
 

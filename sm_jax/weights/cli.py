@@ -142,8 +142,6 @@ def run_convert(args: argparse.Namespace) -> int:
 def _verify(name: str) -> tuple[str, str, str, str]:
     weights = registry.REGISTRY.get(name)
     path = registry.resolve(name)
-    if path.is_dir():
-        raise WeightsError(f"{path}: a folder; give the name or path of a weights file")
     converted, _ = checkpoints.read(path)
     digest = sha256(path)
     known = "as registered" if weights and weights.sha256 else "no hash on record"

@@ -103,6 +103,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
 
     importlib.import_module("ml_dtypes")  # gives numpy the name "bfloat16", which the reader asks for
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: a folder; give the name or path of a weights file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})

@@ -74,7 +74,7 @@ def test_truncated_files_are_one_clear_line(tmp_path, keep):
 def test_absent_foreign_empty_and_non_finite_files(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
         io.read_tensors(tmp_path / "absent.safetensors")
-    with pytest.raises(WeightsError, match="not a readable"):
+    with pytest.raises(WeightsError, match="a folder; give"):
         io.read_tensors(tmp_path)
     (tmp_path / "text.safetensors").write_text("a picture of a cat, certainly no weights")
     with pytest.raises(WeightsError, match="not a readable"):
