@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--transform", default="", help="TransformNet weights; default: random near the identity")
     add("--rounds", type=int, default=9, help="rounds of every comparison; at least 7 for figures to report")
     add("--train-images", type=int, default=1)
-    add("--train-classes", type=int, default=4)
+    add("--train-classes", type=int, default=4, help="at most the largest of --classes")
     add("--train-size", type=int, default=400, help="side of the training crops in pixels")
     add(
         "--peak",

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from benchmarks import flops, measure, subjects, suppression, training
 from benchmarks.measure import Call, Times
 from benchmarks.subjects import Level, Peers
@@ -131,10 +133,33 @@ class Run:
             compile_s=program.compile_seconds,
         )
 
+    def _head_gradient(self, images: int, classes: int, side: int) -> Row:
+        calls, program = training.head_gradient(self.peers, images=images, classes=classes, side=side)
+        ours, theirs = calls["ours"](), calls["eager"]()
+        slopes = [float(np.abs(np.asarray(grad)).max()) for grad in ours[1][1:]]
+        eager_slopes = [float(grad.abs().max()) for grad in theirs[1][:2]]
+        agreement = {"value": {"ours": float(ours[0]), "eager": float(theirs[0])}}
+        for name, a, b in zip(("features", "templates"), slopes, eager_slopes, strict=True):
+            agreement[f"largest gradient, {name}"] = {"ours": a, "eager": b}
+        del ours, theirs
+        pairs = images * classes * subjects.model.resnet.feature_size(side) ** 2
+        return self.time(
+            "head, value and gradient",
+            calls,
+            size=(side, side),
+            images=images,
+            classes=classes,
+            agreement=agreement,
+            compile_s=program.compile_seconds,
+            temp_per_cell=None if program.temp_bytes is None else program.temp_bytes / pairs,
+            extra_mb=self.extra_memory(calls),
+        )
+
     def training(self) -> Iterator[Row]:
-        """One training step."""
+        """The head's gradient, and one training step."""
         options = self.options
         images, classes, side = options.train_images, options.train_classes, options.train_size
+        yield self._head_gradient(images, classes, side)
         step = training.make(self.peers, images=images, classes=classes, side=side)
         pairs = step.cells[0] * step.cells[1] * step.cells[2] * step.cells[3]
         agreement = {

@@ -1,4 +1,4 @@
-"""One training step of ours (the trainer's own) and of the eager PyTorch peer: same batch, same weights."""
+"""Training: a step of ours (the trainer's own) and of the eager PyTorch peer; the head's gradient."""
 
 from typing import Any, NamedTuple
 
@@ -68,6 +68,38 @@ def make(peers: Peers, *, images: int, classes: int, side: int) -> Training:
         "eager": {ours: float(results["eager"][theirs]) for ours, theirs in names.items()},
     }
     return Training(calls, program, cells, first)
+
+
+def head_gradient(peers: Peers, *, images: int, classes: int, side: int) -> tuple[dict[str, Call], Program]:
+    """Value and gradient of a sum over scores, scores without the transformation's gradient, and box codes.
+
+    With respect to features, templates and TransformNet, whose norms are in evaluation mode.
+    """
+    config = peers.config
+    cells = (model.resnet.feature_size(side),) * 2
+    rng = np.random.default_rng(2)
+    maps = np.maximum(rng.normal(size=(images, *cells, model.FEATURES)), 0).astype(np.float32)
+    templates = peers.templates[:classes]
+
+    def total(params, maps, templates):
+        variables = {**peers.variables, "params": {**peers.variables["params"], "transform": params}}
+        out = model.head(config, variables, maps, None, templates)[0]
+        return jnp.sum(out.scores) + jnp.sum(out.scores_detached) + jnp.sum(out.offsets)
+
+    arguments = (peers.variables["params"]["transform"], jnp.asarray(maps), templates)
+    program = compiled(jax.value_and_grad(total, argnums=(0, 1, 2)), *arguments)
+    weights = {name: t.detach().clone() for name, t in peers.weights.items() if name.startswith("transform.")}
+    eager.trainable(weights)
+    maps_torch = peers.to_torch(maps).requires_grad_()
+    templates_torch = peers.to_torch(templates).requires_grad_()
+
+    def theirs():
+        out = eager.head(weights, maps_torch, templates_torch, inverse=config.inverse, detached=True)
+        value = out["scores"].sum() + out["scores_detached"].sum() + out["loc"].sum()
+        leaves = [maps_torch, templates_torch, *(t for t in weights.values() if t.requires_grad)]
+        return value.detach(), torch.autograd.grad(value, leaves)
+
+    return {"ours": jax_call(lambda: program.call(*arguments)), "eager": Call(theirs, peers.wait)}, program
 
 
 def make_batch(peers: Peers, *, images: int, classes: int, side: int) -> dict[str, np.ndarray]:

@@ -49,7 +49,9 @@ def test_every_section_of_inference(monkeypatch, capsys):
 @pytest.mark.parametrize("model", ["v1", "v2"])
 def test_training_step_agrees(monkeypatch, model):
     options = f"--sections training --model {model} --train-size 160 --train-classes 2 --train-images 2"
-    (row,) = run(monkeypatch, *options.split())["rows"]
+    head, row = run(monkeypatch, *options.split())["rows"]
+    for name, pair in head["agreement"].items():
+        assert pair["ours"] == pytest.approx(pair["eager"], rel=1e-3), name
     assert row["temp_mb"] > 0
     for name, pair in row["agreement"].items():
         assert pair["ours"] == pytest.approx(pair["eager"], rel=1e-3, abs=1e-6), name
