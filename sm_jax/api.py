@@ -214,7 +214,7 @@ def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
     """The scales of one image: those asked for, if they can be used, or the automatic ones."""
     if scales is None:
         return search.automatic_scales(size, query_sizes)
-    scales = search.checked_scales(np.atleast_1d(scales))
+    scales = search.checked_scales([scales] if np.ndim(scales) == 0 else scales)
     search.check_level_sizes(size, scales, name=name)
     if all(min(level) < SMALLEST_LEVEL for level in pyramid_sizes(size, scales)):
         raise ImageError(

@@ -14,7 +14,10 @@ MAX_LEVEL_PIXELS = 64_000_000
 
 def checked_scales(scales: Iterable[float]) -> tuple[float, ...]:
     """The scales as floats. Raises ConfigError unless there are some and all are positive and finite."""
-    scales = tuple(float(scale) for scale in scales)
+    try:
+        scales = tuple(float(scale) for scale in scales)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"scales: {scales!r} must be positive numbers, such as 0.5 1 2") from error
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ConfigError(f"scales: {scales} must be positive numbers, such as 0.5 1 2")
     return scales

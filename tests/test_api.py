@@ -187,6 +187,8 @@ def test_max_detections_and_competition_between_labels(detector, image):
         (_query(RED), {"scales": []}, "must be positive numbers"),
         (_query(RED), {"scales": [1, -1]}, "must be positive numbers"),
         (_query(RED), {"scales": [float("nan")]}, "must be positive numbers"),
+        (_query(RED), {"scales": "big"}, "must be positive numbers"),
+        (_query(RED), {"scales": [[1, 2]]}, "must be positive numbers"),
         (_query(RED), {"scales": [1e9]}, "too large; use smaller scales"),
         (_query(RED), {"scales": [0.01]}, "too small; use larger scales"),
         (_query(RED), {"threshold": float("nan")}, "threshold a number"),

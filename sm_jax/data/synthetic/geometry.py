@@ -68,8 +68,7 @@ def warp(
     """`picture` warped onto `quad` (4, 2) of a frame of `size`: (patch, its xy corner), or None if outside.
 
     The picture less `border` (x, y) pixels on each side lands on the quad; a transparent border makes soft
-    edges.
-    The patch covers only the frame's part of the quad's bounds and one pixel around it.
+    edges. The patch covers only the frame's part of the quad's bounds and one pixel around it.
     """
     x1, y1, x2, y2 = bounds(quad)
     left, top = max(0, int(np.floor(x1)) - 1), max(0, int(np.floor(y1)) - 1)
