@@ -1,6 +1,7 @@
 """OS2D on a split: every annotated class is searched in every image, then scored as VOC does."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ class DetectionEvaluator:
         self.detections: list[dict[str, np.ndarray]] = []
         self.ground_truth: list[dict[str, np.ndarray]] = []
         self.skipped: list[str] = []
+        self._damaged: Counter[str] = Counter()
 
     @property
     def class_names(self) -> list[str]:
@@ -113,6 +115,7 @@ class DetectionEvaluator:
     def run(self, variables: Any) -> Iterator[tuple[str, float]]:
         """Search and score; yields `mAP@t`, `mAPw@t`, `recall@t`, `AP_joint@t` for each IoU threshold t."""
         self.detections, self.ground_truth, self.skipped, kept = [], [], [], []
+        self._damaged = Counter()
         annotated = [self._source.annotation(index) for index in self._wanted]
         labels = sorted({int(label) for entry in annotated for label in entry["labels"]})
         templates, ids, shapes = self._encode(variables, labels)
@@ -120,7 +123,7 @@ class DetectionEvaluator:
             try:
                 image = self._source.image(index)
             except ImageError as error:
-                self._skip(str(error), len(self._wanted))
+                self._skip("image", str(error), len(self._wanted))
                 continue
             search.check_level_sizes(image.shape[:2], self._scales, name=f"image {entry['image_id']}")
             found = self._predictor.detect(
@@ -195,7 +198,7 @@ class DetectionEvaluator:
                 try:
                     picture = self._source.query(label)
                 except ImageError as error:
-                    self._skip(str(error), len(labels))
+                    self._skip("class picture", str(error), len(labels))
                     continue
                 size = pictures.fit_to_area(picture.shape[:2], self._query_size)
                 self._queries[label] = pictures.resize(picture, size)
@@ -215,10 +218,12 @@ class DetectionEvaluator:
             )
         return np.stack(templates), ids, shapes
 
-    def _skip(self, line: str, total: int) -> None:
+    def _skip(self, kind: str, line: str, total: int) -> None:
+        """Notes a damaged picture; one of a kind is always borne, however few there are."""
         self.skipped.append(line)
-        if len(self.skipped) > max(1, math.floor(MAX_BAD_SHARE * total)):
+        self._damaged[kind] += 1
+        if self._damaged[kind] > max(1, math.floor(MAX_BAD_SHARE * total)):
             listed = "; ".join(self.skipped[:3])
             raise DataError(
-                f"more than 1 % of the pictures to evaluate on are damaged ({listed}); see sm-jax data check"
+                f"more than 1 % of the {kind}s to evaluate on are damaged ({listed}); see sm-jax data check"
             )

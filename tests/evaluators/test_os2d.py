@@ -63,6 +63,12 @@ def test_damaged_pictures_are_named_and_many_stop_the_evaluation():
         dict(_evaluator(Squares(n=3, damaged=[0, 1])).run(VARIABLES))
 
 
+def test_damaged_images_and_class_pictures_are_counted_apart():
+    evaluator = _evaluator(Squares(n=3, damaged=[1], damaged_queries=[1]))
+    assert dict(evaluator.run(VARIABLES))["recall@0.30"] == 0.5
+    assert evaluator.skipped == ["class 1.png: damaged", "1.png: damaged"]
+
+
 def test_a_class_without_picture_is_not_found():
     metrics = dict(_evaluator(Squares(damaged_queries=[1])).run(VARIABLES))
     assert metrics["recall@0.30"] == 0.5
