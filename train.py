@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train by the command line `argv` (default: this process's); returns the exit status."""
     platform.setup()
     from sm_jax import training  # after the platform is settled
+    from sm_jax.data.sources.files import outside
     from sm_jax.training import commandline
 
     config, options = commandline.parse(
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.profile = True
     workdir = options["workdir"] or f"runs/{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
     print(f"workdir: {workdir}", flush=True)
+    source = config.get("data", {}).get("source", "shelves")
+    if source != "shelves":
+        outside(workdir, source)
     try:
         training.train(config, workdir)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Failures a person can do something about: one clear line saying what, where, and what to do."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -34,3 +35,15 @@ def run_main(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: the device is out of memory; take smaller batches, crops or scales, half precision, "
+            "or model.remat=True in training",
+            file=sys.stderr,
+        )
+        return 2

@@ -91,5 +91,13 @@ def test_the_real_command_on_the_real_config():
     assert run.stderr == "error: config.optim.lrr is not known; did you mean 'lr'?\n"
 
 
+def test_nothing_is_written_into_the_data(tmp_path, capsys):
+    config = ROOT / "configs" / "os2d.py"
+    arguments = [f"--config={config}:runlocal,data={tmp_path}", f"--workdir={tmp_path / 'run'}"]
+    assert run_main(lambda: script.main(arguments)) == 2
+    assert "nothing is ever written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_script_is_short():
     assert len(Path(script.__file__).read_text().splitlines()) <= 60

@@ -61,17 +61,18 @@ def convolve_split(x: jax.Array, kernel: jax.Array, *, axes: int) -> jax.Array:
     """
     pad = kernel.shape[0] // 2
     height, width = x.shape[1:3]
-    odd = height % 2 if axes == 2 else 0
-    x = jnp.pad(x, ((0, 0), (pad, pad + odd), (pad, pad + width % 2), (0, 0)))
-    inner = _valid_convolution
+    rows = (pad, pad + height % 2) if axes == 2 else (0, 0)  # otherwise the convolutions pad the rows
+    x = jnp.pad(x, ((0, 0), rows, (pad, pad + width % 2), (0, 0)))
+    inner = functools.partial(_convolution, rows=0 if axes == 2 else pad)
     for axis in (2, 1)[:axes]:
         inner = functools.partial(_split_axis, axis=axis, inner=inner)
     return inner(x, kernel)[:, :height, :width]
 
 
-def _valid_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _convolution(x: jax.Array, kernel: jax.Array, *, rows: int) -> jax.Array:
+    """Convolution with `rows` rows of zeros above and below, and no padding of the columns."""
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (1, 1), ((rows, rows), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 

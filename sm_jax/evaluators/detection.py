@@ -9,6 +9,7 @@ import numpy as np
 from sm_jax import boxes as box_ops
 
 JOINT = ("aligned", "published")
+POINTS = ("all", "11")
 
 
 class VocResult(NamedTuple):
@@ -72,8 +73,10 @@ def voc(
     """
     if len(detections) != len(ground_truth):
         raise ValueError(f"{len(detections)} images with detections, {len(ground_truth)} with ground truth")
-    if points not in ("all", "11") or joint not in JOINT:
-        raise ValueError(f"points must be 'all' or '11' (is {points!r}), joint one of {JOINT} (is {joint!r})")
+    if points not in POINTS or joint not in JOINT:
+        raise ValueError(
+            f"points must be one of {POINTS} (is {points!r}), joint one of {JOINT} (is {joint!r})"
+        )
     classes: dict[int, _Class] = defaultdict(_Class)
     match_order: dict[int, None] = {}  # classes in the order of their first detection
     for found, truth in zip(detections, ground_truth, strict=True):

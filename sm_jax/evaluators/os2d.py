@@ -12,7 +12,7 @@ from sm_jax import data as data_lib
 from sm_jax import draw, search
 from sm_jax.data import images as pictures
 from sm_jax.errors import ConfigError, DataError, ImageError
-from sm_jax.evaluators.detection import VocResult, voc
+from sm_jax.evaluators.detection import JOINT, POINTS, VocResult, voc
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
 
@@ -22,6 +22,8 @@ MAX_BAD_SHARE = 0.01
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
     """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
     options = config.eval
+    if not options.splits:
+        raise ConfigError("eval.splits: name a split, or set eval_every=0 for no evaluation")
     model = ModelConfig.create(config.model)
     scale = data_lib.image_scale(config.data)
     predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall
@@ -34,6 +36,8 @@ def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
             augmentation=options.views,
             max_images=options.max_images,
             iou_thresholds=options.iou_thresholds,
+            points=options.get("points", "all"),
+            joint=options.get("joint", "aligned"),
             progress=progress,
             iou=options.nms_iou,
             nms=options.nms,
@@ -66,6 +70,8 @@ class DetectionEvaluator:
         augmentation: str = "",
         max_images: int = 0,
         iou_thresholds: Sequence[float] = (0.5,),
+        points: str = "all",
+        joint: str = "aligned",
         progress=None,
         **options,
     ):
@@ -79,6 +85,7 @@ class DetectionEvaluator:
           augmentation: class views (see `views`).
           max_images: at most so many evenly spaced images; 0: all.
           iou_thresholds: one result for each.
+          points, joint: which average precision (see `detection.voc`).
           progress: see `sm_jax.evaluators.make`.
           **options: of `decode_pyramid`.
 
@@ -92,6 +99,10 @@ class DetectionEvaluator:
             raise ConfigError(f"eval.max_images: must not be negative, not {max_images}")
         if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
             raise ConfigError(f"eval.iou_thresholds: some numbers within (0, 1], not {tuple(iou_thresholds)}")
+        for name, value, known in (("points", points, POINTS), ("joint", joint, JOINT)):
+            if value not in known:
+                raise ConfigError(f"eval.{name}: {value!r} is none of {', '.join(known)}")
+        self._points, self._joint = points, joint
         self._predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, top_k=None)
         self._source, self._query_size = source, query_size
         self._scales = search.checked_scales(scales)
@@ -142,7 +153,13 @@ class DetectionEvaluator:
         if not kept:
             raise DataError(f"nothing to evaluate: no picture can be read ({self.skipped[0]})")
         for threshold in self._thresholds:
-            result = voc(self.detections, self.ground_truth, iou_threshold=threshold)
+            result = voc(
+                self.detections,
+                self.ground_truth,
+                iou_threshold=threshold,
+                points=self._points,
+                joint=self._joint,
+            )
             self.results[threshold] = result
             yield f"mAP@{threshold:.2f}", result.map
             yield f"mAPw@{threshold:.2f}", result.map_weighted

@@ -15,20 +15,19 @@ from sm_jax.training import commandline
 
 def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str) -> int:
     """Evaluate by a command line; see `evaluate.py` for the options. Returns the exit status."""
-    chosen, values = commandline.parse(argv, config=config, options=options, help=help)
-    overrides = [word for word in argv if word.startswith("--config.")]
-    given = any(word.split("=")[0] == "--config" for word in argv)
-    if values["workdir"] and given:
+    line = commandline.read(argv, options=options, help=help)
+    values = line.options
+    if values["workdir"] and line.config:
         raise ConfigError(
             "give --workdir (a run and its config) or --config (what a run would start from), not both"
         )
-    workdir = values["workdir"] or ("" if given else newest_run(Path("runs")))
+    workdir = values["workdir"] or ("" if line.config else newest_run(Path("runs")))
     if workdir:
-        settings, variables, name = _of_run(workdir, values["step"], overrides)
+        settings, variables, name = _of_run(workdir, values["step"], line)
     elif values["step"]:
         raise ConfigError("--step needs --workdir: the run whose checkpoint it is")
     else:
-        settings, variables, name = _of_config(chosen)
+        settings, variables, name = _of_config(line.load(config))
     with settings.unlocked():
         if values["data"]:
             settings.data.source = values["data"]
@@ -70,14 +69,11 @@ def _make_folder(path: Path) -> None:
         raise ConfigError(f"--out: {path} cannot be made ({error.strerror})") from error
 
 
-def _of_run(workdir: str, step: str, overrides: Sequence[str]):
+def _of_run(workdir: str, step: str, line: commandline.CommandLine):
     """(config, variables, description) of a checkpoint."""
     from sm_jax.training import restore_config, restore_variables
 
-    config = restore_config(workdir)
-    for word in overrides:
-        key, equals, text = word.removeprefix("--config.").partition("=")
-        commandline.override(config, key, text if equals else None)
+    config = line.apply(restore_config(workdir))
     variables, meta = restore_variables(workdir, int(step) if step.isdigit() else step or None)
     return config, variables, f"{workdir}, step {meta['step']}"
 

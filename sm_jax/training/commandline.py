@@ -4,7 +4,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -14,27 +14,45 @@ from sm_jax.settings import nearest
 from sm_jax.training.values import parse_value
 
 
-def parse(
-    argv: Sequence[str], *, config: str, options: dict[str, Any], help: str
-) -> tuple[ConfigDict, dict[str, Any]]:
-    """Read a command line.
+class CommandLine(NamedTuple):
+    """A command line in parts.
+
+    Attributes:
+      config: what `--config` says, "" without it.
+      overrides: (dotted key, text) of each `--config.KEY`; None where no text was given.
+      options: the values of the other options.
+    """
+
+    config: str
+    overrides: list[tuple[str, str | None]]
+    options: dict[str, Any]
+
+    def load(self, default: str = "") -> ConfigDict:
+        """The config of `config`, or else of the file `default`, with the overrides applied."""
+        return self.apply(load_config(self.config or default))
+
+    def apply(self, config: ConfigDict) -> ConfigDict:
+        """`config` itself, after the overrides were set in it."""
+        for key, text in self.overrides:
+            override(config, key, text)
+        return config
+
+
+def read(argv: Sequence[str], *, options: dict[str, Any], help: str) -> CommandLine:
+    """Read a command line, without loading a config.
 
     Args:
       argv: the words after the program's name.
-      config: the config file when none is given, with or without `:ARGS`.
-      options: the other options and their defaults, whose types the values take; a bare `--name` of a boolean
-        switches it on.
+      options: the options besides `--config` and their defaults, whose types the values take; a bare `--name`
+        of a boolean switches it on.
       help: printed for `--help`, which leaves the program.
 
-    Returns:
-      `(config, options)`: the config with its overrides applied, and the options' values.
-
     Raises:
-      ConfigError: an unknown option or config key (with the nearest one), or a value of another type.
+      ConfigError: an unknown option (with the nearest one), or a value of another type.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-    options, overrides, words = dict(options), [], list(argv)
+    config, options, overrides, words = "", dict(options), [], list(argv)
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
@@ -56,10 +74,19 @@ def parse(
         else:
             text = text if equals else _value_of(word, words)
             options[name] = parse_value(text, options[name], name=f"--{name}")
-    result = load_config(config)
-    for key, text in overrides:
-        override(result, key, text)
-    return result, options
+    return CommandLine(config, overrides, options)
+
+
+def parse(
+    argv: Sequence[str], *, config: str, options: dict[str, Any], help: str
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """`read` and `load`: the config (of the file `config` where none is named), and the options' values.
+
+    Raises:
+      ConfigError: an unknown option or config key (with the nearest one), or a value of another type.
+    """
+    line = read(argv, options=options, help=help)
+    return line.load(config), line.options
 
 
 def load_config(spec: str) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -131,7 +132,9 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 def _truncate(path: Path, start: int) -> None:
     if path.exists():
         kept = [line for line in read(path.parent) if line.get("step", 0) <= start]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        scratch = path.with_suffix(".scratch")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(scratch, path)
 
 
 def _progress_bar() -> Progress:

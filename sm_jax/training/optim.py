@@ -3,6 +3,7 @@
 Keeping the learning rate out of the optimizer state lets a reloaded state continue with the current rate.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,19 +91,29 @@ def clip(grads: Any, norm: Array, max_norm: float) -> Any:
 def initial_loss_scale(config: Any) -> float | None:
     """The loss scale to start from, None without one.
 
-    `optim.loss_scale` is a number (static), "dynamic", 0 (off), or absent: dynamic if the model computes
+    `optim.loss_scale` is a number (static), "dynamic", "0" (off), or "auto": dynamic if the model computes
     anything in float16, whose gradients underflow without it.
     """
-    model = config.get("model", {})
-    half = "float16" in (model.get("dtype", ""), model.get("head_dtype", ""))
-    wanted = config.optim.get("loss_scale", "dynamic" if half else 0)
+    wanted = _wanted_loss_scale(config)
     if wanted == "dynamic":
         return 2.0**15
-    if not isinstance(wanted, int | float) or wanted < 0:
-        raise ConfigError(f"optim.loss_scale={wanted!r}: a number, 0 for none, or 'dynamic'")
-    return float(wanted) or None
+    try:
+        scale = float(wanted)
+    except ValueError:
+        scale = math.nan
+    if not 0 <= scale < math.inf:
+        raise ConfigError(f"optim.loss_scale={wanted!r}: a number, 0 for none, 'dynamic' or 'auto'")
+    return scale or None
 
 
 def dynamic_loss_scale(config: Any) -> bool:
     """Whether the loss scale adapts (see `initial_loss_scale`)."""
-    return initial_loss_scale(config) is not None and config.optim.get("loss_scale", "dynamic") == "dynamic"
+    return _wanted_loss_scale(config) == "dynamic"
+
+
+def _wanted_loss_scale(config: Any) -> Any:
+    wanted = config.optim.get("loss_scale", "auto")
+    if wanted != "auto":
+        return wanted
+    model = config.get("model", {})
+    return "dynamic" if "float16" in (model.get("dtype", ""), model.get("head_dtype", "")) else 0

@@ -79,6 +79,8 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             metrics.say(line)
 
         system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)
+        # A bad schedule is refused here rather than after the weights are loaded.
+        optim.make_schedule(config.optim, config.steps)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         new_variables, new_state = _makers(config, system, optimizer, stream.shapes())
         shapes = jax.eval_shape(lambda key: new_state(new_variables(key)), init_key)
@@ -98,6 +100,8 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
                 metrics.say(line)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
 
+        if jax.process_index() == 0:  # only now: a run that could not start leaves no config behind
+            rundir.write_json(folder / "config.json", rundir.to_dict(config))
         flags = jax.NamedSharding(mesh, jax.P(sharding.AXES))
         loop = Loop(
             config=config,
@@ -135,15 +139,13 @@ def _open_checkpoints(config: Any, folder: Path) -> Checkpoints:
 
 
 def _find_run(config: Any, folder: Path, checkpoints: Checkpoints) -> tuple[int | None, Any, list[str]]:
-    """The newest checkpoint here, its data iterator state, and what the config changes; saves the config."""
+    """The newest checkpoint here, its data iterator state, and what the config changes."""
     latest, data, notes = checkpoints.latest(), None, []
     if latest is not None:
         data, meta = checkpoints.restore_json(latest)
         changes = rundir.check_same_run(meta["config"], config, folder)
         notes = [f"changed since step {latest}: {line}" for line in changes]
     checkpoints.forget_after(-1 if latest is None else latest)
-    if jax.process_index() == 0:
-        rundir.write_json(folder / "config.json", rundir.to_dict(config))
     return latest, data, notes
 
 

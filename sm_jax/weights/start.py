@@ -78,8 +78,8 @@ def _advice(part: str, leaves: Mapping[str, Any]) -> str:
             f"config.init.backbone={name}"
         )
     return (
-        "transform: untrained start (identity transformation); for trained ones set config.init.transform or "
-        "config.init.model to a converted file ('sm-jax weights convert')"
+        "transform: untrained start (identity transformation); a converted file ('sm-jax weights convert') "
+        "gives a trained one: config.init.transform in training, --transform in detection"
     )
 
 

@@ -85,3 +85,29 @@ def test_bad_words_are_one_clear_line(file, word, message):
 def test_a_config_argument_that_is_not_known(file):
     with pytest.raises(ConfigError, match="'sise' is not known; did you mean 'size'"):
         _parse(f"{file}:sise=3")
+
+
+def _config():
+    return ConfigDict({"joint": False, "eval": {"pictures": 8, "splits": ("val",)}})
+
+
+def test_overrides_apply_to_any_config_in_both_spellings():
+    words = [
+        "--config.joint",
+        "false",
+        "--config.eval.pictures",
+        "3",
+        "--config.eval.splits=test",
+        "--step=4",
+    ]
+    line = commandline.read(words, options={"step": ""}, help="")
+    assert (line.config, line.options) == ("", {"step": "4"})
+    config = line.apply(_config())
+    assert (config.joint, config.eval.pictures, config.eval.splits) == (False, 3, ("test",))
+    assert commandline.read(["--config.joint"], options={}, help="").apply(_config()).joint
+
+
+def test_keys_are_checked_against_the_config_they_are_applied_to():
+    line = commandline.read(["--config.pictures=3"], options={}, help="")
+    with pytest.raises(ConfigError, match="config.pictures is not known"):
+        line.apply(_config())

@@ -4,6 +4,7 @@ Recorded per step: losses, gradient norms per group and per parameter, some grad
 statistics after the update (golden/os2d/README.md, case 6, which also gives the tolerances).
 """
 
+import os
 import re
 
 import jax
@@ -28,7 +29,7 @@ NORM_TOLERANCE, TENSOR_TOLERANCE = 1e-3, 5e-3
 
 
 def params():
-    """One file of each objective by default; each compiles a ResNet-50's gradient, so the rest is slow."""
+    """All files of `SM_JAX_GOLDEN`; without it one per objective: each compiles a ResNet-50's gradient."""
     found, quick = [], {}
     files = goldens.files("os2d", "train_step_*.npz")
     for path in files:
@@ -37,7 +38,8 @@ def params():
         if kind not in quick or (wanted in path.stem and wanted not in quick[kind].stem):
             quick[kind] = path
     for path in files:
-        marks = () if path in quick.values() else (pytest.mark.slow,)
+        chosen = path in quick.values() or os.environ.get("SM_JAX_GOLDEN")
+        marks = () if chosen else (pytest.mark.slow,)
         found.append(pytest.param(path, id=path.stem, marks=marks))
     reason = "no golden file os2d/train_step_*.npz"
     return found or [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
