@@ -37,8 +37,8 @@ def test_equals_plain_convolution(axes, size, shape):
 
 
 def test_choice_depends_on_size_type_and_training(monkeypatch):
-    monkeypatch.setattr(split_convolution, "SPLIT_ONE", 64)
-    monkeypatch.setattr(split_convolution, "SPLIT_BOTH", 128)
+    monkeypatch.setattr(split_convolution, "SPLIT_FEW", (64, 128))
+    monkeypatch.setattr(split_convolution, "SPLIT_MANY", (32, 48))
     monkeypatch.setattr(split_convolution, "SPLIT_TRAINING", 32)
 
     def convolutions(shape, dtype=jnp.float32, train=False):
@@ -49,5 +49,19 @@ def test_choice_depends_on_size_type_and_training(monkeypatch):
 
     counts = [convolutions(shape) for shape in ((1, 7, 9, 2), (1, 8, 8, 2), (2, 8, 8, 2))]
     assert counts[0] <= 1 < counts[1] < counts[2]
-    assert convolutions((1, 4, 8, 2), train=True) == counts[2]
+    assert counts[2] == 2 * convolutions((1, 16, 8, 2))  # two maps are two groups
+    assert convolutions((1, 4, 8, 2), train=True) == counts[2] / 2
+    assert convolutions((4, 2, 4, 2)) == 4 * counts[1]  # more maps are split sooner
     assert convolutions((2, 8, 8, 2), dtype=jnp.float16) <= 1
+
+
+def test_groups_equal_the_whole_and_keep_to_themselves(monkeypatch):
+    monkeypatch.setattr(split_convolution, "SPLIT_MANY", (1, 1))
+    x, kernel = operands((6, 5, 7, 3), 5)
+    run = jax.jit(split_convolution.convolve_large)
+    np.testing.assert_allclose(run(x, kernel), convolve(x, kernel), atol=2e-5)
+    for bad in (jnp.nan, 1e30):
+        spoilt = run(x.at[0].set(bad), kernel)
+        np.testing.assert_allclose(spoilt[2:], convolve(x, kernel)[2:], atol=2e-5)
+    slopes = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x, kernel))))(x) for f in (run, convolve)]
+    np.testing.assert_allclose(*slopes, atol=1e-4)
