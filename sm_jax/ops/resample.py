@@ -99,10 +99,15 @@ def resize_align_corners(features, *, out=(15, 15), size=None):
 
 
 def _interpolation(n, m, valid):
-    """Matrix "n m" of corner-aligned bilinear weights from the first `valid` of m cells."""
-    last = (valid - 1).astype(jnp.float32)
-    position = jnp.minimum(jnp.arange(n, dtype=jnp.float32) * last / max(n - 1, 1), last)
-    return jnp.maximum(1 - jnp.abs(position[:, None] - jnp.arange(m, dtype=jnp.float32)[None]), 0.0)
+    """Matrix "n m" of corner-aligned bilinear weights from the first `valid` of m cells.
+
+    Positions are split into cell and fraction as integers, so that the weights are exact to rounding.
+    """
+    steps = jnp.arange(n) * (valid - 1)
+    cell, part = steps // max(n - 1, 1), steps % max(n - 1, 1)
+    offset = (jnp.arange(m)[None] - cell[:, None]).astype(jnp.float32)
+    fraction = part.astype(jnp.float32) / max(n - 1, 1)
+    return jnp.maximum(1 - jnp.abs(offset - fraction[:, None]), 0.0)
 
 
 # fast form ----------------------------------------------------------------------------------------
