@@ -154,7 +154,8 @@ def test_several_devices_equal_one(devices):
     actual, expected = run(sharded, config()), run(batch, config())
     assert_close(actual[:3], expected[:3])
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected[3]))
-    assert_close(actual[3], expected[3], rtol=1e-3, atol=1e-5 * scale)
+    # The partitioned sums round otherwise, and a gradient adds up thousands of them.
+    assert_close(actual[3], expected[3], rtol=1e-3, atol=5e-5 * scale)
 
 
 def test_what_negatives_teach_the_transformation():
