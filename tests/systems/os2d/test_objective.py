@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sm_jax.backbones import resnet
-from sm_jax.backbones.common import hide, valid_cells
+from sm_jax.backbones.common import convolve, hide, valid_cells
 from sm_jax.errors import ConfigError
 from sm_jax.systems import os2d
-from sm_jax.systems.os2d import model, objective
+from sm_jax.systems.os2d import model, objective, transformnet
 from tests import weight_rule
 
 DEPTH = 12
@@ -145,7 +145,9 @@ def test_nan_in_a_real_image_shows():
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_several_devices_equal_one(devices):
+def test_several_devices_equal_one(devices, monkeypatch):
+    # The split convolution is chosen by the rows at hand and rounds otherwise, which can flip a ReLU.
+    monkeypatch.setattr(transformnet, "convolve_large", lambda x, kernel, **_: convolve(x, kernel))
     batch = make_batch(images=devices, classes=devices)
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
@@ -154,8 +156,7 @@ def test_several_devices_equal_one(devices):
     actual, expected = run(sharded, config()), run(batch, config())
     assert_close(actual[:3], expected[:3])
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected[3]))
-    # The partitioned sums round otherwise, and a gradient adds up thousands of them.
-    assert_close(actual[3], expected[3], rtol=1e-3, atol=5e-5 * scale)
+    assert_close(actual[3], expected[3], rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_what_negatives_teach_the_transformation():
