@@ -241,8 +241,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "LAB":
         from PIL import ImageCms  # Pillow converts this mode only through colour management
 
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        try:
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        except (ImageCms.PyCMSError, ImportError) as error:  # the first comes directly from Exception
+            raise ValueError(str(error)) from error
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _on_white(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))

@@ -92,6 +92,8 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print where a file comes from, its metadata, what it is, its tensors and its card."""
+    if not args.name:
+        raise WeightsError("give a name (see 'sm-jax weights list') or the path of a file")
     path = registry.resolve(args.name)
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: not a .safetensors file; convert it first with 'sm-jax weights convert'")

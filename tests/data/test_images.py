@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sm_jax.data import images
 from sm_jax.errors import ImageError
@@ -160,6 +160,18 @@ def test_grey_palette_bilevel_cmyk():
     assert red[0] > 230 and red[1] < 25 and red[2] < 25
     lab = Image.new("LAB", (4, 4), (255, 128, 128))
     assert images.as_image(lab).min() > 240
+
+
+def test_colour_management_that_fails_is_one_line(monkeypatch):
+    def fails(*_, **__):
+        raise ImageCms.PyCMSError("cannot build transform")
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", fails)
+    with pytest.raises(
+        ImageError, match=r"lab.tif: cannot convert pixel format LAB \(cannot build"
+    ) as caught:
+        images.read_image(_encode(Image.new("LAB", (4, 4)), "TIFF"), name="lab.tif")
+    assert "\n" not in str(caught.value)
 
 
 def test_alpha_is_composited_on_white():

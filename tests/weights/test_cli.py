@@ -82,3 +82,8 @@ def test_verify_reports_damage(command, tmp_path):
     assert code == 1 and "FAILED" in out and "as registered" in out
     code, _, err = command("verify", "elephant")
     assert code == 2 and err.count("\n") == 1
+
+
+def test_show_of_no_name_is_one_line(command):
+    code, out, err = command("show", "")
+    assert code == 2 and not out and err.startswith("error: give a name") and err.count("\n") == 1

@@ -48,7 +48,8 @@ def decode_pyramid(
     Returns:
       boxes (m, 4), scores (m,), labels (m,) int64, corners (m, 4, 2), anchors (m, 4, not clipped), template
       (m,) index into `class_ids`; classes in order of first appearance, then descending score. And `exact`:
-      False when a level's `cut` may have hidden a detection, or a box that would have suppressed one.
+      False when a level's `cut` may have hidden a detection, or a box that would have suppressed one; `best`:
+      (c,) the highest score of each template whatever the threshold, -inf where it has no box.
 
     Raises:
       ConfigError: an unknown `nms`.
@@ -57,10 +58,12 @@ def decode_pyramid(
         raise ConfigError(f"nms must be 'exact' or 'chunked', is {nms!r}")
     class_ids = np.asarray(class_ids, np.int64)
     thresholds = np.broadcast_to(np.asarray(score_threshold, np.float32), class_ids.shape)
-    found, exact = [], True
+    found, exact, best = [], True, np.full(len(class_ids), -np.inf, np.float32)
     for label in dict.fromkeys(class_ids.tolist()):
         templates = np.flatnonzero(class_ids == label)
         parts = [_level(level, t, image_size, thresholds[t]) for t in templates for level in levels]
+        for part, template in zip(parts, np.repeat(templates, len(levels)), strict=True):
+            best[template] = max(best[template], part["best"])
         merged = {key: np.concatenate([part[key] for part in [*parts, _empty()]]) for key in FIELDS}
         keep = _suppress(merged, iou, nms)
         cut = max(
@@ -74,7 +77,7 @@ def decode_pyramid(
         found.append(kept | {"labels": np.full(len(kept["scores"]), label, np.int64)})
     limit = max_detections if across_classes else None
     result = merge(found, iou=iou, nms=nms, across_classes=across_classes, max_detections=limit)
-    return result | {"exact": np.bool_(exact)}
+    return result | {"exact": np.bool_(exact), "best": best}
 
 
 def merge(
@@ -105,7 +108,9 @@ def _level(level, template, image_size, score_threshold):
     boxes = box_ops.clip(np.asarray(level["boxes"][template], np.float32), size)
     scores = np.asarray(level["scores"][template], np.float32)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    keep &= np.isfinite(scores) & (scores > score_threshold)
+    keep &= np.isfinite(scores)
+    best = np.max(scores[keep], initial=-np.inf)
+    keep &= scores > score_threshold
     anchors = np.asarray(level["anchors"], np.float32)
     anchors = anchors[template] if anchors.ndim == 3 else anchors
     factor = np.array([image_size[1] / size[1], image_size[0] / size[0]], np.float32)
@@ -115,6 +120,7 @@ def _level(level, template, image_size, score_threshold):
         "corners": np.asarray(level["corners"][template], np.float32)[keep] * factor,
         "anchors": box_ops.scale(anchors[keep], factor),
         "template": np.full(int(keep.sum()), template, np.int64),
+        "best": best,
     }
 
 

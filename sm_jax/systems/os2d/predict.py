@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -127,6 +127,7 @@ class Predictor:
         class_ids: Sequence[int],
         image_size: tuple[int, int],
         shapes: Sequence[tuple[float, float]] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
         **options,
     ) -> dict[str, np.ndarray]:
         """Detections of one image.
@@ -138,23 +139,41 @@ class Predictor:
           image_size: (height, width) that the results are in.
           shapes: (c,) pairs (height, width) of what each template was made of. A model with `window` gives
             its undeformed templates that aspect ratio; default squares. Other models do not use it.
+          progress: called after each step as `progress("levels", done, 0)`, their number not being known, then
+            as `progress("matches", done, all)`, counted in templates x locations; each call waits for the device.
           **options: of `decode_pyramid`.
 
         Returns:
           What `decode_pyramid` returns, without `exact`: results never depend on `top_k`.
         """
-        ready = [
-            self._prepare(variables, level) for level in levels if min(level.shape[:2]) >= SMALLEST_LEVEL
-        ]
+        ready = []
+        for number, level in enumerate(levels, 1):
+            if min(level.shape[:2]) >= SMALLEST_LEVEL:
+                ready.append(self._prepare(variables, level))
+            if progress is not None:
+                jax.block_until_ready([level.features for level in ready[-1:]])
+                progress("levels", number, 0)
+        all_matches = len(class_ids) * sum(len(level.anchors) for level in ready)
+        done = 0
+
+        def advance(level, output, count):
+            nonlocal done
+            if progress is not None:
+                jax.block_until_ready(output)
+                done += count * len(level.anchors)
+                progress("matches", done, all_matches)
+
         joint = options.pop("across_classes", False)
         limit = options.pop("max_detections", None)
         per_class = options | {"max_detections": None if joint else limit, "image_size": image_size}
         class_ids = np.asarray(class_ids, np.int64)
         thresholds = np.broadcast_to(per_class.get("score_threshold", -math.inf), class_ids.shape)
         stretch = np.ones((len(class_ids), 2), np.float32) if shapes is None else _stretch(shapes)
-        found = []
+        found, best = [], np.full(len(class_ids), -np.inf, np.float32)
         for group in _groups(class_ids, self._largest_chunk(ready)):
-            outputs = [self._run(variables, level, templates[group], stretch[group]) for level in ready]
+            outputs = [
+                self._run(variables, level, templates[group], stretch[group], advance) for level in ready
+            ]
             ids = class_ids[group]
             per_class["score_threshold"] = thresholds[group]
             result = {"exact": False}
@@ -163,7 +182,9 @@ class Predictor:
             if not result["exact"]:
                 result = decode_pyramid([_full(*output) for output in outputs], class_ids=ids, **per_class)
             found.append(result | {"template": group[result["template"]]})
-        return merge(found, across_classes=joint, max_detections=limit, **_only(options, "iou", "nms"))
+            best[group] = result["best"]
+        merged = merge(found, across_classes=joint, max_detections=limit, **_only(options, "iou", "nms"))
+        return merged | {"best": best}
 
     def _prepare(self, variables, picture):
         size = picture.shape[:2]
@@ -184,7 +205,7 @@ class Predictor:
     def _largest_chunk(self, levels) -> int:
         return max((self._chunk_of(level) for level in levels), default=1)
 
-    def _run(self, variables, level, templates, stretch):
+    def _run(self, variables, level, templates, stretch, advance):
         """(level, [(full, best, used)]) per chunk; the last, smaller chunk is padded to a power of two."""
         chunk, outputs = self._chunk_of(level), []
         for start in range(0, len(templates), chunk):
@@ -195,6 +216,7 @@ class Predictor:
             level_arrays = level.features, level.features_size, level.size
             full, best = self._head(variables, *level_arrays, jnp.asarray(padded), jnp.asarray(shape))
             outputs.append((full, best, len(part)))
+            advance(level, full, len(part))
         return level, outputs
 
 

@@ -36,7 +36,13 @@ def _levels(image, steps=(1, 2)):
 def _detect(predictor, image, colours=(RED,), **options):
     templates = _templates(predictor, *colours)
     options = {"class_ids": range(len(colours)), "image_size": image.shape[:2], **options}
-    return predictor.detect(VARIABLES, _levels(image), templates, **options)
+    found = predictor.detect(VARIABLES, _levels(image), templates, **options)
+    best = found.pop("best")  # per template; everything else is per detection
+    above = np.array(
+        [np.max(found["scores"][found["template"] == t], initial=-np.inf) for t in range(len(best))]
+    )
+    assert np.all(best >= above)
+    return found
 
 
 def _same(a, b, atol=1e-5):
@@ -187,3 +193,37 @@ def test_windows_equal_the_untrained_network_and_take_the_shape_of_the_query(sim
     np.testing.assert_allclose(sides[0, 1], 240, rtol=1e-4)
     np.testing.assert_allclose(got.scores[0, 1], want.scores[0, 1], atol=1e-5)
     assert parts(config).window is None
+
+
+def test_the_best_score_of_each_template_is_told_whatever_the_threshold():
+    image = scene(np.random.default_rng(4), (100, 120), [(16, 16)])
+    low, high = (
+        _predictor(step=64).detect(
+            VARIABLES,
+            _levels(image),
+            _templates(_predictor(step=64), RED, BLUE),
+            class_ids=[0, 1],
+            image_size=image.shape[:2],
+            score_threshold=threshold,
+        )
+        for threshold in (-1.0, 2.0)
+    )
+    assert not len(high["scores"]) and len(low["scores"])
+    np.testing.assert_array_equal(high["best"], low["best"])
+    for template in (0, 1):
+        assert low["best"][template] == low["scores"][low["template"] == template].max()
+
+
+def test_progress_counts_every_level_and_match_once():
+    image = scene(np.random.default_rng(5), (100, 120), [(16, 16)])
+    calls = []
+    _detect(
+        _predictor(step=64, chunk=2),
+        image,
+        (RED, BLUE, RED),
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls[:2] == [("levels", 1, 0), ("levels", 2, 0)]
+    what, done, total = zip(*calls[2:], strict=True)
+    assert set(what) == {"matches"} and len(set(total)) == 1 and done[-1] == total[0]
+    assert np.all(np.diff(done) > 0)
