@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import structure
+from sm_jax.weights import mobilenet, structure
 from sm_jax.weights.io import check_finite, check_names, check_shapes, widen
+from sm_jax.weights.mobilenet import MobileNet
 from sm_jax.weights.structure import Architecture, Entry
 
 Tensors = Mapping[str, np.ndarray]
@@ -31,7 +32,7 @@ class Converted(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     ignored: tuple[str, ...]
-    architecture: Architecture
+    architecture: Architecture | MobileNet
     format: str
 
 
@@ -234,12 +235,32 @@ def weakalign(tensors: Tensors, *, where: str = "these tensors") -> Converted:
     return Converted(ours, dropped, architecture, "weakalign")
 
 
+def mobilenetv2(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """torchvision's MobileNetV2 (`features.0.0.weight`, ...), with or without its classifier."""
+    return _mobilenet(tensors, mobilenet.entries, "classifier.1.bias", "mobilenetv2", where)
+
+
+def _mobilenet(tensors: Tensors, entries, classifier: str, kind: str, where: str) -> Converted:
+    """`entries(classes)` are the expected tensors; the shape of `classifier` says how many classes."""
+    bias = np.shape(tensors.get(classifier))
+    architecture = mobilenet.MobileNet(bias[0] if len(bias) == 1 else None)
+    expected = entries(architecture.classes)
+    ours, dropped = _take(tensors, expected, COUNTERS, where, f"{architecture} in {kind} names")
+    return Converted(ours, dropped, architecture, kind)
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Architecture | MobileNet:
+    """The nearest architecture to a set of our names and shapes; the caller compares with it."""
+    return mobilenet.recognise(shapes) or structure.recognise(dict(shapes))
+
+
 def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
     """Our own naming: checked against the nearest architecture, nothing permuted."""
     check_names(tensors, where=where)
     shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
-    architecture = structure.recognise(shapes)
-    check_shapes(shapes, architecture.shapes(), where=where, what=str(architecture) or "any known network")
+    architecture = recognise(shapes)
+    known = {name: shape for name, shape in shapes.items() if name.split("/")[1] not in architecture.parts}
+    check_shapes(known, architecture.shapes(), where=where, what=str(architecture) or "any known network")
     check_finite(tensors, where=where)
     return Converted(dict(tensors), (), architecture, "sm_jax")
 
@@ -247,7 +268,7 @@ def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
 def to_torch(tensors: Tensors) -> dict[str, np.ndarray]:
     """Our flat tensors in PyTorch's layouts, under torchvision's names and `transform.` + TransformNet's."""
     shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
-    architecture = structure.recognise(shapes)
+    architecture = recognise(shapes)
     check_shapes(shapes, architecture.shapes(), where="these tensors", what=str(architecture))
     entries = architecture.entries()
     return {
@@ -265,6 +286,7 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
     "detectron": detectron,
     "maskrcnn": maskrcnn,
     "transformnet": transformnet,
+    "mobilenetv2": mobilenetv2,
 }
 SIGNS = (
     ("sm_jax", r"(params|batch_stats)/.*"),
@@ -274,6 +296,7 @@ SIGNS = (
     ("detectron", r"res2_0_branch.*"),
     ("cirtorch", r"(features\.)?[4-6]\.\d+\.(conv|bn)\d\..*"),
     ("torchvision", r"(.*\.)?layer1\.0\.conv1\.weight"),
+    ("mobilenetv2", r"features\.\d+\.conv\..*"),
     ("transformnet", r"conv\.[03]\.weight|linear\.weight"),
 )
 

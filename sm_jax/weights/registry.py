@@ -70,6 +70,15 @@ REGISTRY = {
             hub="timm/resnet101.tv_in1k/model.safetensors",
             note="layer4 and fc are ignored; hash pinned on the first download",
         ),
+        Weights(
+            name="mobilenetv2-tv",
+            architecture="mobilenetv2",
+            files=("mobilenetv2_features_fp16.safetensors",),
+            sha256="3cd205a50790dff60e3091e09fbe1e7b1ce59a123e114879a2cd27e8e857fcd7",
+            licence="BSD-3-Clause",
+            source="torchvision MobileNetV2 (IMAGENET1K_V1), mobilenet_v2-b0353104.pth",
+            note="packaged; features only",
+        ),
     )
 }
 

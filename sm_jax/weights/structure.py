@@ -20,7 +20,7 @@ NORM_FIELDS = {
 
 
 class Entry(NamedTuple):
-    """One foreign tensor: our `path`, its `shape` and its `layout`: "vector", "oihw" or "corr_oihw"."""
+    """One foreign tensor: our `path`, its `shape` and its `layout`: "vector", "oihw", "oi" or "corr_oihw"."""
 
     path: str
     shape: tuple[int, ...]
@@ -28,9 +28,11 @@ class Entry(NamedTuple):
 
     @property
     def our_shape(self) -> tuple[int, ...]:
-        """The shape after `to_ours`: convolution kernels are HWIO."""
+        """The shape after `to_ours`: convolution kernels are HWIO, dense ones (in, out)."""
         if self.layout == "vector":
             return self.shape
+        if self.layout == "oi":
+            return self.shape[::-1]
         out, inner, height, width = self.shape
         return (height, width, inner, out)
 
@@ -38,12 +40,14 @@ class Entry(NamedTuple):
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
     """Permute the axes of a foreign tensor into ours.
 
-    "oihw" kernels become HWIO. "corr_oihw" is the first layer of TransformNet, whose input channels are the
-    template positions: column-major in every published file (channel j*15 + i, row i, column j), row-major
-    here (i*15 + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
+    "oihw" kernels become HWIO, "oi" ones (in, out). "corr_oihw" is the first layer of TransformNet, whose
+    input channels are the template positions: column-major in every published file (channel j*15 + i, row i,
+    column j), row-major here (i*15 + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
     """
     if layout == "vector":
         return array
+    if layout == "oi":
+        return np.ascontiguousarray(array.T)
     if layout == "corr_oihw":
         out, _, height, width = array.shape
         array = array.reshape(out, TEMPLATE, TEMPLATE, height, width).swapaxes(1, 2)
@@ -55,6 +59,8 @@ def to_torch(array: np.ndarray, layout: str) -> np.ndarray:
     """The inverse of `to_ours`."""
     if layout == "vector":
         return array
+    if layout == "oi":
+        return np.ascontiguousarray(array.T)
     array = array.transpose(3, 2, 0, 1)
     if layout == "corr_oihw":
         out, _, height, width = array.shape
@@ -63,7 +69,8 @@ def to_torch(array: np.ndarray, layout: str) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _norm(foreign: str, ours: str, channels: int, norm: str) -> dict[str, Entry]:
+def norm_entries(foreign: str, ours: str, channels: int, norm: str) -> dict[str, Entry]:
+    """The vectors of one norm layer: `foreign` + ".weight" ... become `ours` + "/scale" ..."""
     fields = ("weight", "bias") if norm == "group_norm" else tuple(NORM_FIELDS)
     return {
         f"{foreign}.{field}": Entry(f"{NORM_FIELDS[field][0]}/{ours}/{NORM_FIELDS[field][1]}", (channels,))
@@ -82,7 +89,7 @@ def resnet_entries(depth: int, norm: str = "batch_norm") -> dict[str, Entry]:
         entries[f"{foreign}.weight"] = Entry(f"params/backbone/{ours}/kernel", shape, "oihw")
 
     def normalise(foreign: str, ours: str, channels: int) -> None:
-        entries.update(_norm(foreign, f"backbone/{ours}", channels, norm))
+        entries.update(norm_entries(foreign, f"backbone/{ours}", channels, norm))
 
     conv("conv1", "conv1", (64, 3, 7, 7))
     normalise("bn1", "bn1", 64)
@@ -112,8 +119,8 @@ def transform_entries(parameters: int) -> dict[str, Entry]:
     ):
         entries[f"{foreign}.weight"] = Entry(f"params/transform/{ours}/kernel", shape, layout)
         entries[f"{foreign}.bias"] = Entry(f"params/transform/{ours}/bias", shape[:1])
-    entries.update(_norm("conv.1", "transform/bn1", 128, "batch_norm"))
-    entries.update(_norm("conv.4", "transform/bn2", 64, "batch_norm"))
+    entries.update(norm_entries("conv.1", "transform/bn1", 128, "batch_norm"))
+    entries.update(norm_entries("conv.4", "transform/bn2", 64, "batch_norm"))
     return entries
 
 
@@ -130,6 +137,11 @@ class Architecture(NamedTuple):
             backbone += " group norm"
         transform = "" if self.parameters is None else f"TransformNet {self.parameters} parameters"
         return " + ".join(part for part in (backbone, transform) if part)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """No parts that only another system knows."""
+        return ()
 
     def entries(self) -> dict[str, Entry]:
         """Every tensor under PyTorch names; TransformNet's carry the prefix `transform.`."""
