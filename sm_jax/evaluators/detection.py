@@ -25,6 +25,9 @@ class VocResult(NamedTuple):
       ap_joint: average precision of all classes' detections pooled into one ranked list.
       curves: class -> (precision, recall) after each detection by descending score; only classes with
         countable boxes and detections. Precision is NaN while every detection so far was ignored.
+      best_score: the detections with at least this score, of all classes together, have the best F1 (harmonic
+        mean of precision and recall); NaN without countable boxes or detections.
+      best_f1: that F1.
     """
 
     ap: dict[int, float]
@@ -35,6 +38,8 @@ class VocResult(NamedTuple):
     n_pos: dict[int, int]
     ap_joint: float
     curves: dict[int, tuple[np.ndarray, np.ndarray]]
+    best_score: float
+    best_f1: float
 
 
 class _Class:
@@ -100,6 +105,8 @@ def voc(
     scores = [score for entry in classes.values() for score in entry.scores]
     order = list(classes) if joint == "aligned" else list(match_order)
     matches = [match for label in order for match in classes[label].matches]
+    own = [match for entry in classes.values() for match in entry.matches]
+    best_score, best_f1 = _best_f1(scores, own, total)
     ap_joint = average_precision(*_curve(scores, matches, total), points=points) if total else float("nan")
 
     def weighted(values):
@@ -114,6 +121,8 @@ def voc(
         n_pos=n_pos,
         ap_joint=ap_joint,
         curves=curves,
+        best_score=best_score,
+        best_f1=best_f1,
     )
 
 
@@ -142,6 +151,20 @@ def _curve(scores, matches, n_pos):
     counted = right + wrong
     precision = np.divide(right, counted, out=np.full(len(order), np.nan), where=counted > 0)
     return precision, right / n_pos
+
+
+def _best_f1(scores, matches, n_pos):
+    """(score, F1) where the F1 of all detections of at least that score is best; ties: the highest score."""
+    if not n_pos or not len(scores):
+        return float("nan"), float("nan")
+    precision, recall = _curve(scores, matches, n_pos)
+    ranked = np.sort(np.asarray(scores, np.float64))[::-1]
+    precision = np.nan_to_num(precision)
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros(len(total)), where=total > 0)
+    f1 = np.where(np.append(ranked[1:] < ranked[:-1], True), f1, -1.0)  # equal scores come all or not at all
+    best = int(np.argmax(f1))
+    return float(ranked[best]), float(f1[best])
 
 
 def _count_image(classes, match_order, found, truth, iou_threshold):

@@ -1,7 +1,5 @@
 """OS2D on a split: every annotated class is searched in every image, then scored as VOC does."""
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ from sm_jax import data as data_lib
 from sm_jax import draw, search
 from sm_jax.data import images as pictures
 from sm_jax.errors import ConfigError, DataError, ImageError
+from sm_jax.evaluators import report
+from sm_jax.evaluators.damaged import Damaged
 from sm_jax.evaluators.detection import JOINT, POINTS, VocResult, voc
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
-
-MAX_BAD_SHARE = 0.01
 
 
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
@@ -57,7 +55,6 @@ class DetectionEvaluator:
       detections: per image, what was found: `boxes`, `scores`, `labels`.
       ground_truth: per image, what is there: `boxes`, `labels`, `difficult`.
       indices: the images' indices in the source.
-      skipped: a line for each damaged picture, which is left out.
     """
 
     def __init__(
@@ -115,8 +112,12 @@ class DetectionEvaluator:
         self.results: dict[float, VocResult] = {}
         self.detections: list[dict[str, np.ndarray]] = []
         self.ground_truth: list[dict[str, np.ndarray]] = []
-        self.skipped: list[str] = []
-        self._damaged: Counter[str] = Counter()
+        self._damaged = Damaged()
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each damaged picture, which was left out."""
+        return self._damaged.lines
 
     @property
     def class_names(self) -> list[str]:
@@ -125,8 +126,8 @@ class DetectionEvaluator:
 
     def run(self, variables: Any) -> Iterator[tuple[str, float]]:
         """Search and score; yields `mAP@t`, `mAPw@t`, `recall@t`, `AP_joint@t` for each IoU threshold t."""
-        self.detections, self.ground_truth, self.skipped, kept = [], [], [], []
-        self._damaged = Counter()
+        self.detections, self.ground_truth, kept = [], [], []
+        self._damaged = Damaged()
         annotated = [self._source.annotation(index) for index in self._wanted]
         labels = sorted({int(label) for entry in annotated for label in entry["labels"]})
         templates, ids, shapes = self._encode(variables, labels)
@@ -134,7 +135,7 @@ class DetectionEvaluator:
             try:
                 image = self._source.image(index)
             except ImageError as error:
-                self._skip("image", str(error), len(self._wanted))
+                self._damaged.add("image", str(error), total=len(self._wanted))
                 continue
             search.check_level_sizes(image.shape[:2], self._scales, name=f"image {entry['image_id']}")
             found = self._predictor.detect(
@@ -166,36 +167,36 @@ class DetectionEvaluator:
             yield f"recall@{threshold:.2f}", result.recall
             yield f"AP_joint@{threshold:.2f}", result.ap_joint
 
-    def pictures(self, folder: Path, *, count: int, per_image: int = 50) -> list[Path]:
-        """Draw the best detections of up to `count` images (classes annotated in it only); returns the files.
+    def table(self) -> str:
+        """The metrics at each IoU threshold and the worst classes, as text."""
+        return report.detection_table(self)
 
-        Dashed white boxes are the annotation. The folder is made; files in it of the same name are replaced.
+    def to_dict(self) -> dict[str, Any]:
+        """Everything measured, as plain values."""
+        return report.detection_dict(self)
+
+    def pictures(self, folder: Path, *, count: int, per_image: int = 50) -> list[Path]:
+        """Draw what was found in up to `count` evenly spaced images; returns the files.
+
+        Drawn are the detections whose score reaches `VocResult.best_score` at the first IoU threshold, right
+        or wrong and of whatever class, but no more than the best `per_image`; on the left are the classes
+        annotated or drawn. Dashed white boxes are the annotation. The folder is made; files in it of the same
+        name are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = []
+        threshold = next(iter(self.results.values())).best_score
         for position in np.unique(
             np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(int)
         ):
-            index, found, truth = (
-                self.indices[position],
-                self.detections[position],
-                self.ground_truth[position],
-            )
+            found, truth = self.detections[position], self.ground_truth[position]
             best = np.argsort(-found["scores"], kind="stable")
-            best = best[np.isin(found["labels"][best], truth["labels"])]
-            # no more of a class than there are objects of it: scores of an untrained model need no threshold
-            room = {label: int(np.sum(truth["labels"] == label)) for label in np.unique(truth["labels"])}
-            chosen = []
-            for row in best[: 100 * per_image]:
-                if room[found["labels"][row]] > 0 and len(chosen) < per_image:
-                    room[found["labels"][row]] -= 1
-                    chosen.append(row)
-            names = [self.class_names[label] for label in found["labels"][chosen]]
-            shown = dict.fromkeys(sorted(set(truth["labels"].tolist())))
+            chosen = best[found["scores"][best] >= threshold][:per_image]
+            shown = dict.fromkeys([*np.unique(truth["labels"]).tolist(), *found["labels"][chosen].tolist()])
             picture = draw.detections(
-                self._source.image(index),
+                self._source.image(self.indices[position]),
                 found["boxes"][chosen],
-                labels=names,
+                labels=[self.class_names[label] for label in found["labels"][chosen]],
                 scores=found["scores"][chosen],
                 queries={
                     self.class_names[label]: self._queries[label] for label in shown if label in self._queries
@@ -215,7 +216,7 @@ class DetectionEvaluator:
                 try:
                     picture = self._source.query(label)
                 except ImageError as error:
-                    self._skip("class picture", str(error), len(labels))
+                    self._damaged.add("class picture", str(error), total=len(labels))
                     continue
                 size = pictures.fit_to_area(picture.shape[:2], self._query_size)
                 self._queries[label] = pictures.resize(picture, size)
@@ -234,13 +235,3 @@ class DetectionEvaluator:
                 "nothing to evaluate: no picture of the split has a box of a class with a class picture"
             )
         return np.stack(templates), ids, shapes
-
-    def _skip(self, kind: str, line: str, total: int) -> None:
-        """Notes a damaged picture; one of a kind is always borne, however few there are."""
-        self.skipped.append(line)
-        self._damaged[kind] += 1
-        if self._damaged[kind] > max(1, math.floor(MAX_BAD_SHARE * total)):
-            listed = "; ".join(self.skipped[:3])
-            raise DataError(
-                f"more than 1 % of the {kind}s to evaluate on are damaged ({listed}); see sm-jax data check"
-            )

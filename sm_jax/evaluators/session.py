@@ -9,7 +9,6 @@ from sm_jax import evaluators, pretrained
 from sm_jax.data.sources.files import outside
 from sm_jax.errors import ConfigError
 from sm_jax.evaluators import report
-from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.training import commandline
 
 
@@ -43,12 +42,13 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
         _make_folder(out)
         for split, evaluator in found.items():
             metrics = dict(evaluator.run(variables))
-            print(report.table(split, evaluator), flush=True)
-            document["splits"][split] = {"metrics": report.numbers(metrics)} | report.to_dict(evaluator)
-            if settings.eval.pictures:
+            print(f"{split}: {evaluator.table()}", flush=True)
+            document["splits"][split] = {"metrics": report.numbers(metrics)} | evaluator.to_dict()
+            if settings.eval.get("pictures", 0):
                 evaluator.pictures(out / split, count=settings.eval.pictures)
     report.write(out / "results.json", document)
-    print(f"results: {out / 'results.json'}" + (f", pictures: {out}" if settings.eval.pictures else ""))
+    drawn = f", pictures: {out}" if settings.eval.get("pictures", 0) else ""
+    print(f"results: {out / 'results.json'}{drawn}")
     return 0
 
 
@@ -80,7 +80,7 @@ def _of_run(workdir: str, step: str, line: commandline.CommandLine):
 
 def _of_config(config: Any):
     """(config, variables, description) of what a run with this config would start from."""
-    variables, lines = pretrained.begin(ModelConfig.create(config.model), config.init)
+    variables, lines = pretrained.begin(config)
     for line in lines:
         print(line, flush=True)
     return config, variables, "the start of a run (" + ", ".join(_named(config.init)) + ")"

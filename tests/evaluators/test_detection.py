@@ -89,6 +89,38 @@ def test_pixel_is_added_before_the_iou():
     assert result.map == 1.0
 
 
+def _three(scores):
+    """Two objects of different classes; a hit, a miss and a hit, in the order of `scores`."""
+    truth = [_image([[0, 0, 10, 10], [50, 50, 60, 60]], [0, 1])]
+    boxes = [[0, 0, 10, 10], [80, 80, 90, 90], [50, 50, 60, 60]]
+    return voc([_image(boxes, [0, 0, 1], scores)], truth)
+
+
+@pytest.mark.parametrize(
+    "scores,score,f1",
+    [
+        ((0.9, 0.8, 0.75), 0.75, 0.8),  # all three: precision 2/3, recall 1
+        ((0.9, 0.25, 0.75), 0.75, 1.0),  # the miss comes last
+        ((0.5, 0.5, 0.5), 0.5, 0.8),  # equal scores come together, not in the order that suits
+        ((0.5, 0.5, 0.25), 0.25, 0.8),
+    ],
+)
+def test_the_score_of_the_best_f1(scores, score, f1):
+    result = _three(scores)
+    assert result.best_score == score and result.best_f1 == pytest.approx(f1)
+
+
+def test_the_score_of_the_best_f1_without_hits_or_boxes():
+    truth, far = [_image([[0, 0, 10, 10]], [0])], [[80, 80, 90, 90], [60, 60, 70, 70]]
+    result = voc([_image(far, [0, 0], [0.25, 0.5])], truth)
+    assert (result.best_score, result.best_f1) == (0.5, 0.0)
+    for result in (
+        voc([_image(far, [0, 0], [0.25, 0.5])], [_image([], [])]),
+        voc([_image([], [], [])], truth),
+    ):
+        assert np.isnan(result.best_score) and np.isnan(result.best_f1)
+
+
 @pytest.mark.parametrize("options", [{"points": "7"}, {"joint": "wrong"}])
 def test_bad_options(options):
     with pytest.raises(ValueError, match="must be"):

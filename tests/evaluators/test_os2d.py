@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from sm_jax import evaluators
+from sm_jax import draw, evaluators
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import report, session
 from sm_jax.evaluators.os2d import DetectionEvaluator
@@ -58,7 +58,7 @@ def test_damaged_pictures_are_named_and_many_stop_the_evaluation():
     evaluator = _evaluator(Squares(n=3, damaged=[1]))
     metrics = dict(evaluator.run(VARIABLES))
     assert metrics["recall@0.30"] == 1.0 and evaluator.skipped == ["1.png: damaged"]
-    assert evaluator.indices == [0, 2] and "left out: 1.png: damaged" in report.table("val", evaluator)
+    assert evaluator.indices == [0, 2] and "left out: 1.png: damaged" in evaluator.table()
     with pytest.raises(DataError, match="more than 1 % .*0.png: damaged"):
         dict(_evaluator(Squares(n=3, damaged=[0, 1])).run(VARIABLES))
 
@@ -111,10 +111,10 @@ def test_progress_wraps_images_and_classes():
 def test_report_and_pictures(tmp_path):
     evaluator = _evaluator(Squares(n=1))
     metrics = dict(evaluator.run(VARIABLES))
-    table = report.table("val", evaluator)
-    assert "val: 1 image\n" in table and "red" in table and "blue" in table
-    assert f"{100 * metrics['mAP@0.30']:.2f}" in table
-    report.write(tmp_path / "results.json", {"val": report.to_dict(evaluator)})
+    table = evaluator.table()
+    assert table.startswith("1 image\n") and "red" in table and "blue" in table
+    assert f" {metrics['mAP@0.30']:.3f} " in table
+    report.write(tmp_path / "results.json", {"val": evaluator.to_dict()})
     document = json.loads((tmp_path / "results.json").read_text())["val"]
     assert {row["name"]: row["boxes"] for row in document["iou"]["0.30"]["classes"]} == {"red": 1, "blue": 1}
     assert os.listdir(tmp_path) == ["results.json"]
@@ -123,11 +123,37 @@ def test_report_and_pictures(tmp_path):
         assert picture.width > picture.height
 
 
+def test_pictures_show_every_detection_above_the_score_of_the_best_f1(tmp_path, monkeypatch):
+    """Also wrong ones, more than there are objects of a class, and those of classes that are not there."""
+    evaluator = _evaluator(Squares(n=1))
+    dict(evaluator.run(VARIABLES))
+    evaluator.results[0.3] = evaluator.results[0.3]._replace(best_score=0.5)
+    evaluator.detections = [
+        {
+            "boxes": np.tile(np.float32([[5, 5, 20, 20]]), (6, 1)),
+            "scores": np.float32([0.6, 0.9, 0.25, 0.7, 0.5, 0.8]),
+            "labels": np.int64([0, 2, 0, 0, 0, 1]),
+        }
+    ]
+    drawn = {}
+
+    def fake(image, boxes, **options):
+        drawn.update(options)
+        return Image.fromarray(image)
+
+    monkeypatch.setattr(draw, "detections", fake)
+    evaluator.pictures(tmp_path, count=1)
+    assert drawn["labels"] == ["green", "blue", "red", "red", "red"] and 0.25 not in drawn["scores"]
+    assert len(drawn["truth"]) == 2 and list(drawn["queries"]) == ["red", "blue"]  # no picture of green
+    evaluator.pictures(tmp_path, count=1, per_image=2)
+    assert drawn["labels"] == ["green", "blue"]
+
+
 def test_undefined_numbers_are_null():
     evaluator = _evaluator(Squares(n=1))
     dict(evaluator.run(VARIABLES))
     evaluator.results[0.3] = evaluator.results[0.3]._replace(map=float("nan"))
-    assert report.to_dict(evaluator)["iou"]["0.30"]["mAP"] is None
+    assert evaluator.to_dict()["iou"]["0.30"]["mAP"] is None
 
 
 def test_a_split_with_difficult_boxes_only_gives_valid_json(tmp_path, monkeypatch):
