@@ -262,7 +262,7 @@ def restore_config(workdir: str | os.PathLike) -> ConfigDict:
     saved = rundir.read_json(folder / "config.json", None)
     if saved is None:
         raise ConfigError(f"{folder} holds no config.json; give the --workdir of a training run")
-    return ConfigDict(_tuples(saved))
+    return ConfigDict(rundir.tuples(saved))
 
 
 def _choose(checkpoints: Checkpoints, step: int | str | None) -> int:
@@ -308,9 +308,3 @@ def _nested(flat: dict[str, Any]) -> Any:
 
 def _below(flat: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(f"{prefix}/"): v for k, v in flat.items() if k.startswith(f"{prefix}/")}
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -35,6 +35,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+def tuples(value: Any) -> Any:
+    """`value` as JSON gives it with tuples for its lists, as config files have them."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one atomic replacement."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

@@ -120,6 +120,29 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     return tensors, metadata
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; {} where it has none.
+
+    Raises `WeightsError` in one line, as `read_tensors`.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable safetensors file, or a damaged one ({reason})") from None
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+    """Whether a file is a safetensors file that `save_variables` wrote (its metadata says so)."""
+    path = Path(path)
+    return path.suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT
+
+
 def write_tensors(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:

@@ -8,11 +8,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from sm_jax.errors import WeightsError
+from sm_jax.errors import ConfigError, WeightsError
+from sm_jax.settings import nearest
 from sm_jax.weights import checkpoints, registry, structure
-from sm_jax.weights.io import check_finite, check_names, check_shapes, flatten, unflatten
+from sm_jax.weights.io import (
+    check_finite,
+    check_names,
+    check_shapes,
+    flatten,
+    is_ours,
+    read_tensors,
+    unflatten,
+)
 
-PARTS = ("backbone", "transform")
+
+def parts_of(flat: Mapping[str, Any]) -> list[str]:
+    """The parts of a model from its flat names `params/<part>/...`, in their order."""
+    return list(dict.fromkeys(name.split("/")[1] for name in flat if name.startswith("params/")))
 
 
 def _part(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -30,8 +42,12 @@ def _read(name_or_path: str) -> tuple[dict[str, np.ndarray], str]:
         flat = flatten(variables)
         check_names(flat, where=str(path))
         return flat, f"the run in {path}, step {meta.get('step', '?')}"
-    converted, _ = checkpoints.read(path)
     phrase = f"{name_or_path}" if Path(name_or_path) == path else f"{name_or_path} ({path.name})"
+    if is_ours(path):  # of any system: `merge` compares every name
+        tensors, _ = read_tensors(path)
+        check_names(tensors, where=str(path))
+        return tensors, phrase
+    converted, _ = checkpoints.read(path)
     if converted.ignored:
         phrase += f", {len(converted.ignored)} unused tensors ignored"
     return converted.tensors, phrase
@@ -70,12 +86,11 @@ def _setting(init: Any, name: str) -> str:
 
 
 def _advice(part: str, leaves: Mapping[str, Any]) -> str:
+    """The report line of a part that keeps the values it was initialised with."""
     if part == "backbone":
-        deep = structure.recognise({name: tuple(leaf.shape) for name, leaf in leaves.items()}).depth == 101
-        name = "resnet101-tv" if deep else "resnet50-caffe-c4"
         return (
             f"backbone: RANDOM start, its features mean nothing yet; for ImageNet features set "
-            f"config.init.backbone={name}"
+            f"config.init.backbone={_imagenet(leaves)}"
         )
     return (
         "transform: untrained start (identity transformation); a converted file ('sm-jax weights convert') "
@@ -83,14 +98,46 @@ def _advice(part: str, leaves: Mapping[str, Any]) -> str:
     )
 
 
+def _imagenet(leaves: Mapping[str, Any]) -> str:
+    """The registered ImageNet features that fit a backbone."""
+    if any(name.startswith("params/backbone/features_") for name in leaves):
+        return "mobilenetv2-tv"
+    deep = structure.recognise({name: tuple(leaf.shape) for name, leaf in leaves.items()}).depth == 101
+    return "resnet101-tv" if deep else "resnet50-caffe-c4"
+
+
+def _untrained(parts: list[str], flat: Mapping[str, Any]) -> list[str]:
+    """Report lines of all parts that nothing was loaded for; the small heads share one."""
+    known = [part for part in parts if part in ("backbone", "transform")]
+    heads = [part for part in parts if part not in known]
+    lines = [_advice(part, _part(flat, part)) for part in known]
+    if heads:
+        lines.append(
+            f"{', '.join(heads)}: random start, as training begins; a run or an exported file "
+            "(config.init.model) gives trained ones"
+        )
+    return lines
+
+
+def _check_asked(init: Any, parts: list[str]) -> None:
+    """Refuse weights for a part that the model does not have: nothing would load them."""
+    asked = {name: value for name, value in init.items() if isinstance(value, str) and value}
+    for name in asked:
+        if name != "model" and name not in parts:
+            raise ConfigError(
+                f"config.init.{name}={asked[name]!r}: this model has no such part{nearest(name, parts)}"
+            )
+
+
 def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]]:
     """Load what `config.init` asks for into freshly initialised variables: `(variables, report lines)`.
 
-    `init` has the strings `backbone`, `transform` and `model` (registry name, path or, for `model`, the
-    folder of a run; "" = not asked for). `model` gives everything and wins over `backbone`; `transform`
-    overrides TransformNet in any case. Each part must fit exactly: missing, unexpected or misshapen tensors
-    raise `WeightsError`. A part that nothing is asked for keeps its values (an abstract leaf stays abstract)
-    and its report line says so.
+    `init` has the string `model` and one for each part of the model that can be loaded alone (`backbone`,
+    `transform`, ...: the names below `params`); each is a registry name, a path or the folder of a run, "" =
+    not asked for. `model` gives everything and wins over `backbone`; any other part that is named overrides
+    the one of `model`. Each part must fit exactly: missing, unexpected or misshapen tensors raise
+    `WeightsError`; a part that the model does not have, `ConfigError`. A part that nothing is asked for keeps
+    its values (an abstract leaf stays abstract) and its report line says so.
 
     Order of precedence: OS2D (ECCV 2020), published OS2D code; there, failures are swallowed, here they are
     errors.
@@ -105,7 +152,9 @@ def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]
         result.update(flatten(merged))
         loaded.add(part)
 
-    present = [part for part in PARTS if _part(result, part)]
+    present = parts_of(result)
+    if hasattr(init, "items"):
+        _check_asked(init, present)
     if model := _setting(init, "model"):
         tensors, phrase = _read(model)
         merged = merge(unflatten(result), tensors, where=model, what="this model (config.model)")
@@ -128,5 +177,5 @@ def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]
         extra = len(tensors) - len(mine)
         others = f"; the other {extra} tensors of the file are not used" if extra else ""
         report.append(f"{part}: {len(mine)} tensors from {phrase}{others}")
-    report += [_advice(part, _part(result, part)) for part in present if part not in loaded]
+    report += _untrained([part for part in present if part not in loaded], result)
     return unflatten(result), report
