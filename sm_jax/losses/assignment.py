@@ -5,10 +5,11 @@ Boxes are xyxy in pixels of one common frame. An index is the number of the matc
 `IGNORED`.
 
 Source: OS2D (ECCV 2020), sec. 5.1 and the published OS2D code; the rule is that of Faster R-CNN without
-forcing a match for every box.
+forcing a match for every box. `force_best` adds that, and `sample_balanced` the choice of the anchors that
+take part in the loss (Ren et al., Faster R-CNN, NIPS 2015, sec. 3.1; Ferreira et al. 2023, sec. 3).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,72 @@ def match(
     if difficult is not None:
         ignored |= jnp.any(difficult[:, None] & _one_hot(index, iou.shape[0]), axis=0)
     return jnp.where(best < negative_iou, NEGATIVE, jnp.where(ignored, IGNORED, index))
+
+
+def force_best(
+    iou: Array, index: Array, *, where: Array | None = None, per: Literal["gt", "image"] = "gt"
+) -> Array:
+    """Match every real box with the anchor that overlaps it most, however little that is.
+
+    Of equal anchors a box takes the first. An anchor that several boxes want goes to the one that overlaps it
+    most (the first of equals); the others keep what `match` gave them. A box that overlaps no anchor gets
+    none. An anchor that is forced loses the box that `match` gave it.
+
+    Args:
+      iou: f32 "g n", as for `match`.
+      index: i32 "n" as returned by `match`.
+      where: bool "g", the real boxes.
+      per: "gt" always; "image" only where `index` has no match at all (the literal reading of "if there is no
+        positive anchor").
+
+    Returns:
+      i32 "n".
+    """
+    if per not in ("gt", "image"):
+        raise ValueError(f'per is {per!r}, expected "gt" or "image"')
+    if not iou.size:
+        return index
+    if where is not None:
+        iou = jnp.where(where[:, None], iou, -1.0)
+    wants = _one_hot(jnp.argmax(iou, axis=1).astype(jnp.int32), iou.shape[1]).T & (iou > 0)
+    forced = jnp.any(wants, axis=0)
+    if per == "image":
+        forced &= ~jnp.any(index >= 0)
+    owner = jnp.argmax(jnp.where(wants, iou, -1.0), axis=0).astype(jnp.int32)
+    return jnp.where(forced, owner, index)
+
+
+def sample_balanced(
+    index: Array, key: Array, *, max_positives: int, negatives_per_positive: int = 1
+) -> tuple[Array, Array, Array]:
+    """Choose matched anchors and, for each, so many negative ones, in a fixed number of slots.
+
+    All matched anchors are chosen, or a random subset where they are more than `max_positives`; then
+    `negatives_per_positive` times as many negatives, uniform without replacement (all where they are fewer).
+    Without a matched anchor nothing is chosen.
+
+    Args:
+      index: i32 "n" as returned by `match`.
+      key: random key.
+      max_positives: slots for matched anchors.
+      negatives_per_positive: negatives for each chosen matched anchor.
+
+    Returns:
+      `anchors` i32 "s", `labels` i32 "s" (1 or 0) and `valid` bool "s", s = max_positives * (1 +
+      negatives_per_positive). Slots before `max_positives` hold matched anchors, the others negatives; in
+      both parts valid slots come first, the rest are 0.
+    """
+    key_positive, key_negative = jax.random.split(key)
+    positive, positive_valid = _sample(index >= 0, key_positive, max_positives)
+    negative, negative_valid = _sample(
+        index == NEGATIVE, key_negative, max_positives * negatives_per_positive
+    )
+    wanted = negatives_per_positive * jnp.sum(positive_valid)
+    negative_valid &= jnp.arange(negative.shape[0]) < wanted
+    valid = jnp.concatenate([positive_valid, negative_valid])
+    anchors = jnp.where(valid, jnp.concatenate([positive, negative]), 0)
+    labels = (jnp.arange(valid.shape[0]) < max_positives) & valid
+    return anchors, labels.astype(jnp.int32), valid
 
 
 def index_to_labels(index: Array) -> Array:
@@ -161,6 +228,14 @@ def assign_classes(
         )
 
     return jax.vmap(one, in_axes=(0, 0 if anchors.ndim == 3 else None))(jnp.arange(num_classes), anchors)
+
+
+def _sample(members: Array, key: Array, slots: int) -> tuple[Array, Array]:
+    """Random members without replacement: bool "n" -> numbers i32 "slots" and valid bool "slots"."""
+    order = jnp.where(members, jax.random.uniform(key, members.shape), -1.0)
+    best, numbers = jax.lax.top_k(order, min(slots, members.shape[0]))
+    missing = (0, slots - numbers.shape[0])
+    return jnp.pad(numbers.astype(jnp.int32), missing), jnp.pad(best >= 0, missing)
 
 
 def _one_hot(index: Array, count: int) -> Array:

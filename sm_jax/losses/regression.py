@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sm_jax.losses.reduction import reduce_losses
+
 Array = jax.Array
 
 
@@ -63,9 +65,4 @@ def _reduce(distance: Callable, pred: Array, target: Array, where: Array | None,
         where = jnp.broadcast_to(where, error.shape)
         error = jnp.where(where, error, 0.0)  # before the distance: padding has no gradient either
     losses = distance(error)
-    if reduce_fn is None:
-        return losses if where is None else jnp.where(where, losses, 0.0)
-    if where is None:
-        return reduce_fn(losses) if losses.size else jnp.zeros((), losses.dtype)
-    # Nothing selected: reduce the zeros instead of dividing 0 by 0.
-    return reduce_fn(losses, where=where | ~jnp.any(where))
+    return reduce_losses(losses, where, reduce_fn)

@@ -1,0 +1,91 @@
+"""Features of boxes: a grid of cells read from one feature map for each box.
+
+One image; `vmap` over images. Boxes are xyxy in pixels of the image, `stride` is the number of pixels per
+cell. Boxes get no gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def roi_align(
+    features: Array, boxes: Array, *, stride: int, output_size: tuple[int, int] = (2, 2), samples: int = 2
+) -> Array:
+    """Mean of bilinear samples in every bin of every box (RoIAlign; Mask R-CNN, ICCV 2017, sec. 3).
+
+    Cell centres lie at `stride * (i + 1/2)` ("aligned"). A sample more than one cell before the first or
+    after the last cell centre's half cell (index below -1 or above the number of cells) is 0, one near the
+    border takes the border cell, as in torchvision. A box that is not finite gives 0.
+
+    The bilinear weight of a sample is a product of one weight per axis, so a box is two small matrices and
+    the result two matrix products, without a gather; gradients to the features are exact.
+
+    Args:
+      features: "h w c".
+      boxes: "n 4".
+      stride: pixels per cell.
+      output_size: bins per box, (rows, columns).
+      samples: samples per bin and axis.
+
+    Returns:
+      "n i j c", type of the features.
+    """
+    boxes = jax.lax.stop_gradient(boxes) / stride - 0.5
+    rows = _bin_weights(boxes[:, 1], boxes[:, 3], features.shape[0], output_size[0], samples)
+    columns = _bin_weights(boxes[:, 0], boxes[:, 2], features.shape[1], output_size[1], samples)
+    rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
+    return jnp.einsum("nih,njw,hwc->nijc", rows, columns, features)
+
+
+def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[int, int] = (2, 2)) -> Array:
+    """Maximum over the cells of every bin, all corners rounded to cells (Fast R-CNN, ICCV 2015, sec. 2.1).
+
+    Rounding as published and in torchvision: the box covers the cells from `round(x1 / stride)` to
+    `round(x2 / stride)`, both included (at least one); bin k of b covers those from `floor(k * size / b)` to
+    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map is 0.
+
+    Args:
+      features: "h w c".
+      boxes: "n 4".
+      stride: pixels per cell.
+      output_size: bins per box, (rows, columns).
+
+    Returns:
+      "n i j c", type of the features.
+    """
+    boxes = jax.lax.stop_gradient(boxes) / stride
+    rows = _bin_cells(boxes[:, 1], boxes[:, 3], features.shape[0], output_size[0])
+    columns = _bin_cells(boxes[:, 0], boxes[:, 2], features.shape[1], output_size[1])
+    lowest = jnp.array(-jnp.inf, features.dtype)
+    best = jnp.max(jnp.where(rows[:, :, :, None, None], features[None, None], lowest), axis=2)
+    best = jnp.max(jnp.where(columns[:, None, :, :, None], best[:, :, None], lowest), axis=3)
+    some = jnp.any(rows, axis=2)[:, :, None] & jnp.any(columns, axis=2)[:, None, :]
+    return jnp.where(some[..., None], best, jnp.zeros((), features.dtype))
+
+
+def _bin_weights(low: Array, high: Array, cells: int, bins: int, samples: int) -> Array:
+    """Weight of every cell in the mean of every bin: ends "n" in cell indices -> "n bins cells"."""
+    steps = (jnp.arange(bins * samples, dtype=jnp.float32) + 0.5) / (bins * samples)
+    at = low[:, None] + (high - low)[:, None] * steps[None, :]
+    inside = (at >= -1) & (at <= cells)
+    at = jnp.clip(at, 0, cells - 1)
+    hats = jnp.maximum(1 - jnp.abs(at[..., None] - jnp.arange(cells, dtype=jnp.float32)[None, None]), 0)
+    hats = jnp.where(inside[..., None], hats, 0.0)
+    return jnp.mean(hats.reshape(-1, bins, samples, cells), axis=2)
+
+
+def _bin_cells(low: Array, high: Array, cells: int, bins: int) -> Array:
+    """Which cells belong to every bin: ends "n" in cells -> bool "n bins cells"."""
+    low, high = _round_half_away(low)[:, None], _round_half_away(high)[:, None]
+    size = jnp.maximum(high - low + 1, 1)
+    number = jnp.arange(bins, dtype=jnp.float32)[None, :]
+    start, end = low + jnp.floor(number * size / bins), low + jnp.ceil((number + 1) * size / bins)
+    cell = jnp.arange(cells, dtype=jnp.float32)[None, None, :]
+    return (cell >= start[..., None]) & (cell < end[..., None])
+
+
+def _round_half_away(x: Array) -> Array:
+    """C's `round`: halves away from 0."""
+    return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
