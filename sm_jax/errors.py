@@ -21,6 +21,10 @@ class ImageError(DataError):
     """A picture that cannot be decoded safely."""
 
 
+class TextError(SmJaxError):
+    """A phrase that a model cannot read."""
+
+
 class WeightsError(SmJaxError):
     """Weights that are missing, damaged or do not fit the model."""
 
