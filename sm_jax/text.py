@@ -14,7 +14,7 @@ import numpy as np
 from sm_jax.errors import ConfigError, TextError
 
 PAD, ENC, UNK = 0, 1, 2
-FIRST_WORD = 3
+RESERVED = 3  # tokens before the first word
 _SHOWN = 60  # characters of a phrase that an error message repeats
 
 # Scripts written without spaces: every character counts as a word.
@@ -53,7 +53,7 @@ class Tokenizer:
                 raise ConfigError(f"vocabulary: {_short(word)} is not one lower-case word")
         if self.length < 2:
             raise ConfigError(f"text_length: must be at least 2 (ENC and a word), not {self.length}")
-        self._numbers = {word: FIRST_WORD + i for i, word in enumerate(self.vocabulary)}
+        self._numbers = {word: RESERVED + i for i, word in enumerate(self.vocabulary)}
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], *, length: int = 16) -> "Tokenizer":
@@ -63,7 +63,7 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """Rows of the embedding table: the words and the three special tokens."""
-        return FIRST_WORD + len(self.vocabulary)
+        return RESERVED + len(self.vocabulary)
 
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
         """i32 (n, length): `ENC`, the words, then `PAD`.

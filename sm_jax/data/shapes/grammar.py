@@ -45,9 +45,9 @@ MEANINGS = (
 def phrases(meaning: Meaning, *, long_forms: bool = False) -> tuple[str, ...]:
     """Every phrase with this meaning: all frames, with and without "the", singular and plural (no difference
     in meaning), every generic noun; `long_forms` adds "circles that are red" and "circles colored red"."""
-    nouns = (meaning.shape,) if meaning.shape else GENERIC
     parts = []
-    for noun in (form for noun in nouns for form in (noun, noun + "s")):
+    singular = (meaning.shape,) if meaning.shape else GENERIC
+    for noun in (noun + ending for noun in singular for ending in ("", "s")):
         parts.append(f"{meaning.colour} {noun}" if meaning.colour else noun)
         if meaning.colour and long_forms:
             parts.extend(f"{noun} {form.format(colour=meaning.colour)}" for form in _LONG_FORMS)

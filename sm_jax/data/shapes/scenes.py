@@ -1,7 +1,7 @@
 """`ShapeScenes`: generated images of coloured shapes on black, each with a phrase that means some of them.
 
-Source: Ferreira et al. 2023, sec. 4 (512x512, 10 to 20 circles, squares and triangles in red, green and blue);
-sizes, placement and phrases are ours, where the paper does not say.
+Source: Ferreira et al. 2023, sec. 4 (512x512, 10 to 20 circles, squares and triangles in red, green and
+blue); sizes, placement and phrases are ours, where the paper does not say.
 """
 
 from typing import Any, NamedTuple
