@@ -1,10 +1,13 @@
 """Evaluators: `run(variables)` yields (metric name, value); `make` builds those that a config names."""
 
+import importlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
 
+SYSTEMS = ("os2d", "crossmodal")
 Progress = Callable[[Iterable, str], Iterable]
 
 
@@ -14,21 +17,30 @@ class Evaluator(Protocol):
     def run(self, variables: Any) -> Iterable[tuple[str, float]]:
         """Yield (metric name, value) for the variables of the model."""
 
+    def table(self) -> str:
+        """What was measured, for a screen."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, as plain values for JSON."""
+
+    def pictures(self, folder: Path, *, count: int) -> list[Path]:
+        """Draw what was found in up to `count` images; returns the files."""
+
 
 def make(config: Any, system: Any = None, *, progress: Progress | None = None) -> dict[str, Evaluator]:
     """One evaluator per split of `config.eval.splits`.
 
     Args:
       config: the whole config; read are `system`, `model`, `data` and `eval`.
-      system: not needed by OS2D, whose evaluators share features between classes.
+      system: not needed: evaluators make their own predictor, which computes once what images or requests share.
       progress: wraps the iteration over images; called with it and a description.
 
     Raises:
       ConfigError: nothing evaluates this system; DataError: no such data.
     """
     del system
-    if config.system != "os2d":
+    if config.system not in SYSTEMS:
         raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
-    from sm_jax.evaluators import os2d
-
-    return os2d.make(config, progress=progress)
+    if not config.eval.splits:
+        raise ConfigError("eval.splits: name a split, or set eval_every=0 for no evaluation")
+    return importlib.import_module(f"sm_jax.evaluators.{config.system}").make(config, progress=progress)

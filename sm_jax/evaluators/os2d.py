@@ -20,8 +20,6 @@ from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
     """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
     options = config.eval
-    if not options.splits:
-        raise ConfigError("eval.splits: name a split, or set eval_every=0 for no evaluation")
     model = ModelConfig.create(config.model)
     scale = data_lib.image_scale(config.data)
     predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall

@@ -2,11 +2,25 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sm_jax.evaluators import proposals
+
 MAX_ROWS = 40
+PAPER = {
+    "precision": 0.932,
+    "recall": 0.862,
+    "iou": 0.759,
+    "aligned_precision": 0.948,
+    "aligned_recall_matched": 0.966,
+    "aligned_iou": 0.767,
+    "align_accuracy": 0.996,
+}
+"""Ferreira et al. 2023, table 1 (500 test scenes). Its aligned recall is compared with the recall among the
+objects that were proposed at all: with all aligned objects it could hardly exceed the plain recall."""
 
 
 def detection_dict(evaluator: Any) -> dict[str, Any]:
@@ -54,6 +68,84 @@ def detection_table(evaluator: Any) -> str:
     if len(rows) > MAX_ROWS:
         lines.append(f"  and {len(rows) - MAX_ROWS} better ones (all are in the JSON file)")
     return "\n".join(lines + left_out(evaluator.skipped))
+
+
+def phrase_dict(evaluator: Any) -> dict[str, Any]:
+    """Everything a `CrossModalEvaluator` measured, as plain values; what is undefined is null."""
+    phrases = {}
+    for kind, summaries in evaluator.summaries.items():
+        phrases[kind] = {
+            name: {
+                "mean": number(summary.mean),
+                "micro": number(summary.micro),
+                "units": summary.units,
+                "total": summary.total,
+            }
+            for name, summary in summaries.items()
+        }
+        for threshold, value in evaluator.ap.get(kind, {}).items():
+            phrases[kind][f"AP@{threshold:.2f}"] = number(value)
+    return {
+        "images": len(evaluator.indices),
+        "phrases": _phrases(evaluator),
+        "skipped": evaluator.skipped,
+        "unknown_words": evaluator.unknown,
+        "kinds": phrases,
+        "definitions": proposals.DEFINITIONS,
+    } | ({"paper": PAPER} if evaluator.paper else {})
+
+
+def phrase_table(evaluator: Any) -> str:
+    """The metrics of a `CrossModalEvaluator`: means and micro averages, and the means of each other kind.
+
+    Where the scenes are like the paper's, its figures stand in a column "paper". Below are the definitions.
+    """
+    counts = _phrases(evaluator)
+    kinds = [kind for kind in evaluator.summaries if kind not in ("standard", "absent")]
+    columns = ["mean", "micro", *(["paper"] if evaluator.paper else []), *kinds]
+    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    lines = [f"{counted(len(evaluator.indices), 'image')}, phrases: {shown or 'none'}"]
+    lines.append(f"  {'':<22} " + " ".join(f"{name:>{max(7, len(name))}}" for name in columns))
+    rows = dict.fromkeys(name for kind in ("standard", *kinds) for name in evaluator.summaries.get(kind, {}))
+    for name in rows:
+        main = evaluator.summaries["standard"].get(name)
+        values = [main and main.mean, main and main.micro]
+        values += [PAPER.get(name)] if evaluator.paper else []
+        others = [evaluator.summaries[kind].get(name) for kind in kinds]
+        lines.append(_row(name, values + [other and other.mean for other in others], columns))
+    for threshold in dict.fromkeys(t for by_threshold in evaluator.ap.values() for t in by_threshold):
+        of_kind = {kind: by_threshold[threshold] for kind, by_threshold in evaluator.ap.items()}
+        values = [of_kind.get({"mean": None, "micro": "standard"}.get(name, name)) for name in columns]
+        lines.append(_row(f"AP@{threshold:.2f}", values, columns))
+    for name, summary in evaluator.summaries.get("absent", {}).items():
+        lines.append(_row(f"absent/{name}", [summary.mean], columns))
+    if evaluator.unknown:
+        some = ", ".join(evaluator.unknown[:20]) + (", ..." if len(evaluator.unknown) > 20 else "")
+        lines.append(f"  words that the model does not know: {some}")
+    names = {name for summaries in evaluator.summaries.values() for name in summaries}
+    if evaluator.ap:
+        names.add("AP@")
+    lines.append(
+        "  mean: over images or phrases, without those where it is undefined; micro: ratio of the sums"
+    )
+    if evaluator.paper:
+        lines.append("  paper: Ferreira et al. 2023, table 1, on other scenes and sentences")
+    lines += [f"  {name}: {line}" for name, line in proposals.DEFINITIONS.items() if name in names]
+    return "\n".join(lines + left_out(evaluator.skipped))
+
+
+def _row(name: str, values: list[float | None], columns: list[str]) -> str:
+    cells = []
+    for value, column in zip(values, columns, strict=False):
+        width = max(7, len(column))
+        cells.append(" " * width if value is None else f"{value:{width}.3f}")
+    return f"  {name:<22} {' '.join(cells)}".rstrip()
+
+
+def _phrases(evaluator: Any) -> dict[str, int]:
+    """Kind -> number of phrases."""
+    counts = Counter(query.kind for scene in evaluator.scenes for query in scene.queries)
+    return {kind: counts[kind] for kind in evaluator.summaries if counts[kind]}
 
 
 def counted(n: int, noun: str) -> str:

@@ -87,7 +87,7 @@ def _of_config(config: Any):
 
 
 def _named(init: Any) -> list[str]:
-    named = [f"{part} {init[part]}" for part in ("model", "backbone", "transform") if init.get(part)]
+    named = [f"{part} {name}" for part, name in init.items() if name]
     return named or ["random weights"]
 
 
