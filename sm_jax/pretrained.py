@@ -18,7 +18,7 @@ from sm_jax.weights.structure import Architecture, recognise
 
 
 class Trained(NamedTuple):
-    """A trained model: its whole `config`, its `variables` on the device, and lines on where they are from."""
+    """A trained model: its whole `config`, its `variables` on the device, lines on where they are from."""
 
     config: ConfigDict
     variables: dict[str, Any]

@@ -23,6 +23,9 @@ FOLDER = "tensorboard"
 class Metrics:
     """Collects the values of steps, writes their means every `every` steps, and estimates the time left.
 
+    A value that is NaN is undefined in its step: means are over the steps where there is one, and what has none
+    since the last report is null in the file and left out of the line.
+
     Args:
       folder: the run's folder; lines after `start` in its `metrics.jsonl` are dropped: they come again.
       start: the step that the run starts from.
@@ -33,8 +36,8 @@ class Metrics:
 
     def __init__(self, folder: Path, *, start: int, steps: int, every: int, active: bool = True):
         self._start, self._steps, self._every, self._active = start, steps, max(1, every), active
-        self._sums: dict[str, float] = {}
-        self._count, self._paused = 0, 0.0
+        self._values: dict[str, list[float]] = {}  # those that are defined, since the last report
+        self._paused = 0.0
         self._marks: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # (seconds without pauses, step)
         self._progress = None
         if active:
@@ -82,8 +85,9 @@ class Metrics:
     def add(self, step: int, values: dict[str, Any]) -> None:
         """Take the values of `step` (the number of steps done); report when it is time."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._count += 1
+            defined = self._values.setdefault(name, [])
+            if not math.isnan(value):
+                defined.append(float(value))
         if step % self._every == 0 or step == self._steps:
             self._report(step)
 
@@ -95,13 +99,18 @@ class Metrics:
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if not math.isnan(value):
+                self._board.add_scalar(name, value, step)
 
     def _report(self, step: int) -> None:
-        values = {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        values = {
+            name: sum(several) / len(several) if several else math.nan
+            for name, several in self._values.items()
+        }
+        self._values = {}
         loss = f"loss {values.get('loss', math.nan):.4g}"
-        shown, speed = "  ".join(f"{name} {value:.4g}" for name, value in values.items()), ""
+        speed = ""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isnan(value))
         now, (since, first) = self._seconds(), self._marks[0] if self._marks else (math.inf, step)
         if now > since and step > first:
             rate = (step - first) / (now - since)

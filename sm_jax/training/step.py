@@ -18,11 +18,16 @@ GROWTH_INTERVAL = 2000  # steps without overflow before a dynamic loss scale dou
 
 
 class Gathered(NamedTuple):
-    """Sums over micro-batches: gradients (times the loss scale), loss, metrics; the newest collections."""
+    """Sums over micro-batches: gradients (times the loss scale), loss, metrics; the newest collections.
+
+    `defined` counts the micro-batches in which each metric was a number: NaN says that it has no value there,
+    for example a mean over positives where there are none.
+    """
 
     grads: dict[str, Array]
     loss: Array
     metrics: dict[str, Array]
+    defined: dict[str, Array]
     collections: Any
 
 
@@ -38,7 +43,8 @@ def make_step(
 
     `key` is key data in NumPy, so that every process compiles the same program; each micro-batch gets it
     folded with its number in the run. The metrics hold means over the micro-batches, `loss`, `grad_norm`
-    (before clipping), `lr`, and for the loop `failed` and `stop` (any process asked to stop).
+    (before clipping), `lr`, and for the loop `failed` and `stop` (any process asked to stop). A metric of
+    `system.loss` that is NaN is undefined in that micro-batch, and NaN in the step if it is so in all.
 
     Micro-batches are a Python loop on purpose: gradients of convolutions inside `lax.scan` are an order of
     magnitude slower on the CPU.
@@ -64,7 +70,7 @@ def make_step(
         for index, batch in enumerate(batches[1:], start=1):
             more = gather(state, total.collections, batch, jnp.int32(index))
             # Collections that no batch changes are still the state's own buffers, so they stay out of `add`.
-            total = Gathered(*add(total[:3], more[:3]), collections=more.collections)
+            total = Gathered(*add(total[:4], more[:4]), collections=more.collections)
         return apply(state, total, stop)
 
     return step
@@ -83,7 +89,10 @@ def _make_gather(system: System, key_data: np.ndarray, count: int) -> Callable[.
         grads, (loss, metrics, updates) = jax.grad(scaled_loss, has_aux=True)(
             learned, rest, collections, batch, micro_key, scale
         )
-        return Gathered(grads, loss, metrics, update_collections(collections, updates))
+        defined = {name: ~jnp.isnan(value) for name, value in metrics.items()}
+        metrics = {name: jnp.where(defined[name], value, 0) for name, value in metrics.items()}
+        counts = {name: value.astype(jnp.float32) for name, value in defined.items()}
+        return Gathered(grads, loss, metrics, counts, update_collections(collections, updates))
 
     return gather
 
@@ -97,7 +106,8 @@ def _make_apply(
 
     def apply(state: TrainState, total: Gathered, stop: Array) -> tuple[TrainState, dict[str, Array]]:
         scale = state.scale["value"] if state.scale else 1.0
-        loss, metrics = jax.tree.map(lambda value: value / count, (total.loss, total.metrics))
+        loss = total.loss / count
+        metrics = {name: value / total.defined[name] for name, value in total.metrics.items()}
         grads = jax.tree.map(lambda grad: grad / (count * scale), total.grads)
         norm, lr = optax.tree.norm(grads), schedule(state.step)
 

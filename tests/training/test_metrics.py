@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import pytest
@@ -9,12 +10,22 @@ from sm_jax.training.metrics import Metrics
 
 def test_means_over_the_steps_between_two_reports(tmp_path, capsys):
     with Metrics(tmp_path, start=0, steps=5, every=2) as report:
-        for step, loss in enumerate([1.0, 3.0, 5.0, float("nan"), 9.0], start=1):
+        for step, loss in enumerate([1.0, 3.0, 5.0, math.inf, 9.0], start=1):
             report.add(step, {"loss": loss})
     lines = metrics.read(tmp_path)
     assert [(line["step"], line["loss"]) for line in lines] == [(2, 2.0), (4, None), (5, 9.0)]
     assert all(json.dumps(line, allow_nan=False) for line in lines)
     assert capsys.readouterr().out.startswith("step 2/5  loss 2\n")
+
+
+def test_values_that_are_undefined_in_some_steps(tmp_path, capsys):
+    """A mean over positives has no value in a step without one; it must not count as 0."""
+    with Metrics(tmp_path, start=0, steps=4, every=2) as report:
+        for step, score in enumerate([math.nan, 0.5, math.nan, math.nan], start=1):
+            report.add(step, {"score_pos": score, "loss": 1.0})
+    assert [line["score_pos"] for line in metrics.read(tmp_path)] == [0.5, None]
+    first, last = capsys.readouterr().out.splitlines()
+    assert "score_pos 0.5" in first and "score_pos" not in last and "loss 1" in last
 
 
 def test_rate_and_time_left_leave_out_compilation_and_pauses(tmp_path, monkeypatch, capsys):

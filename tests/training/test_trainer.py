@@ -120,6 +120,27 @@ def test_accumulated_micro_batches_are_their_mean(tmp_path):
     checks.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_a_metric_is_the_mean_over_the_micro_batches_that_define_it(tmp_path):
+    def partly(config):
+        inner = toy.make_system(config)
+
+        def loss(variables, batch, key):
+            value, (_, updates) = inner.loss(variables, batch, key)
+            first = jnp.sum(batch["label"])
+            odd = jnp.where(first % 2 == 1, first.astype(jnp.float32), jnp.nan)
+            return value, ({"odd": odd, "never": jnp.nan * first, "sum": first * 1.0}, updates)
+
+        return inner._replace(loss=loss)
+
+    _train(tmp_path, steps=4, optim__accumulate=3, parts=toy.make_parts(make_system=partly))
+    iterator = toy.make_train_iterator(toy.make_config())
+    for line in metrics.read(tmp_path):
+        sums = [int(np.sum(next(iterator)["label"])) for _ in range(3)]
+        odd = [value for value in sums if value % 2]
+        assert line["never"] is None and line["sum"] == pytest.approx(np.mean(sums))
+        assert line["odd"] == (pytest.approx(np.mean(odd)) if odd else None)
+
+
 def test_moving_average(tmp_path):
     state = _train(tmp_path, steps=1, optim__ema=0.75)
     start = restore_variables(tmp_path, 0, ema=False)[0]["params"]

@@ -355,7 +355,8 @@ def evaluate(
 
     Returns:
       Scalars: `loss`, `cls_loss`, `cls_loss_pos`, `cls_loss_neg`, `loc_loss`, `num_pos`, `num_pos_loc`,
-      `num_neg`, and of the anchors that count the mean `score_pos` and the highest `score_neg`.
+      `num_neg`, and of the anchors that count the mean `score_pos` (NaN without a positive) and the highest
+      `score_neg`.
     """
     images, classes, *shape = output.scores.shape
     flat = (images, classes, -1)
@@ -385,7 +386,7 @@ def evaluate(
         "num_pos": jnp.sum(terms.positive),
         "num_pos_loc": terms.num_loc_positive,
         "num_neg": jnp.sum(terms.negative),
-        "score_pos": jnp.sum(jnp.where(terms.positive, fixed, 0.0)) / terms.num_positive,
+        "score_pos": jnp.sum(jnp.where(terms.positive, fixed, 0.0)) / jnp.sum(terms.positive),
         "score_neg": jnp.max(jnp.where(terms.negative, fixed, -1.0)),
     }
 
