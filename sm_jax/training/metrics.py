@@ -23,8 +23,8 @@ FOLDER = "tensorboard"
 class Metrics:
     """Collects the values of steps, writes their means every `every` steps, and estimates the time left.
 
-    A value that is NaN is undefined in its step: means are over the steps where there is one, and what has none
-    since the last report is null in the file and left out of the line.
+    A value that is NaN is undefined in its step: means are over the steps where there is one, and what has
+    none since the last report is null in the file and left out of the line.
 
     Args:
       folder: the run's folder; lines after `start` in its `metrics.jsonl` are dropped: they come again.
