@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from sm_jax.data.measure import Measured, measure, query_canvas
+from sm_jax.data.phrases import PhraseSource
 from sm_jax.data.sources import Source, open_source
 from sm_jax.errors import ConfigError
 
 __all__ = [
     "Measured",
+    "PhraseSource",
     "Source",
     "image_scale",
+    "make_encoder",
+    "make_phrase_source",
     "make_source",
     "make_train_iterator",
     "measure",
@@ -59,24 +63,88 @@ def image_scale(data: Any, train: Source | None = None) -> float:
     return measure(make_source(data, "train") if train is None else train, object_size=object_size).scale
 
 
-def make_train_iterator(config: Any) -> Any:
-    """Endless iterator of this process's rows of the training batches (`pipeline.TrainIterator`).
+def make_phrase_source(data: Any, split: str) -> PhraseSource:
+    """Source of one split of images with phrases.
 
     Args:
-      config: the whole config; read are `seed`, `batch_size`, `data` and `model.query_size`.
+      data: config section `data`: `source` is "shapes" (generated; its options in `data.shapes`), "shelves"
+        (phrases about the generated photo scenes; options in `data.shelves` and `data.shelf_phrases`) or the
+        path of a JSON file (see `sources.phrase_json`).
+      split: "train", "val", "test" or a name the data set uses.
 
     Raises:
       ConfigError, DataError.
     """
-    from sm_jax.data import os2d, pipeline  # grain takes seconds to import and brings jax
+    if data.source == "shapes":
+        from sm_jax.data.shapes import ShapeScenes
+
+        options = _of_split(data.get("shapes", {}), split, "shapes")
+        if split != "train":
+            options.pop("p_absent", None)  # evaluation asks for what is absent as a kind of its own
+        return ShapeScenes(split, **options)
+    if data.source == "shelves":
+        raise ConfigError("data.source: there are no phrases about shelves")
+    if not data.source:
+        raise ConfigError("data.source: give 'shapes', 'shelves' or the path of a JSON file with phrases")
+    from sm_jax.data.sources import phrase_json
+
+    return phrase_json.open_source(data.source, split=split)
+
+
+def make_encoder(config: Any, train: PhraseSource | None = None) -> Any:
+    """What turns phrases into the model's input: `text.Tokenizer`, or `phrases.SentenceVectors`.
+
+    The words are `config.model.vocabulary`, or, where it is empty, those of the training phrases (`train`, if
+    it is open already).
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data.phrases import SentenceVectors
+    from sm_jax.text import Tokenizer
+
+    model = config.model
+    if model.get("text_encoder", "transformer") == "features":
+        path = config.data.get("text_features", "")
+        if not path:
+            raise ConfigError("data.text_features: give the .npz file with the vectors of the phrases")
+        return SentenceVectors(path)
+    words = tuple(model.get("vocabulary", ()))
+    if not words:
+        words = (make_phrase_source(config.data, "train") if train is None else train).vocabulary
+    return Tokenizer(words, model.get("text_length", 16))
+
+
+def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
+    """Endless iterator of this process's rows of the training batches (`pipeline.TrainIterator`).
+
+    Args:
+      config: the whole config; read are `system`, `seed`, `batch_size`, `data` and parts of `model`.
+      trunk: see `crossmodal.BatchBuilder`.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data import pipeline  # grain takes seconds to import and brings jax
+
+    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder}
+    if config.system not in makers:
+        raise ConfigError(f"system={config.system!r}: there are no training batches for it")
+    if config.data.workers < 0:
+        raise ConfigError(f"data.workers: must not be negative, not {config.data.workers}")
+    index, count = pipeline.process_part()
+    options = {"seed": config.seed, "process_index": index, "process_count": count}
+    if trunk is not None:
+        options["trunk"] = trunk
+    return pipeline.TrainIterator(makers[config.system](config, **options), workers=config.data.workers)
+
+
+def _os2d_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import os2d
 
     data = config.data
-    if config.system != "os2d":
-        raise ConfigError(f"system={config.system!r}: there are no training batches for it")
     if data.get("mining", False):
         raise ConfigError("data.mining: hard-patch mining is not available; set it to False")
-    if data.workers < 0:
-        raise ConfigError(f"data.workers: must not be negative, not {data.workers}")
     source = make_source(data, "train")
     side = config.model.get("query_size", 240)
     options = os2d.BatchOptions(
@@ -95,18 +163,38 @@ def make_train_iterator(config: Any) -> Any:
         color=data.color,
         query_crops=data.query_crops,
     )
-    index, count = pipeline.process_part()
-    builder = os2d.BatchBuilder(source, options, seed=config.seed, process_index=index, process_count=count)
-    return pipeline.TrainIterator(builder, workers=data.workers)
+    return os2d.BatchBuilder(source, options, **process)
+
+
+def _crossmodal_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import crossmodal
+
+    data = config.data
+    source = make_phrase_source(data, "train")
+    options = crossmodal.BatchOptions(
+        batch_size=config.batch_size,
+        image_size=tuple(config.model.image_size),
+        max_boxes=data.max_boxes,
+        flips=data.get("flips", False),
+    )
+    encoder = make_encoder(config, source)
+    crossmodal.check_phrases(getattr(source, "phrases", ()), encoder)
+    return crossmodal.BatchBuilder(source, options, encoder, **process)
 
 
 def _shelves(data: Any, split: str) -> Source:
     from sm_jax.data.synthetic import ShelvesSource  # needs the packages with the artwork
 
-    options = dict(data.get("shelves", {}))
-    lengths = {name: options.pop(f"num_{name}", None) for name in ("train", "val", "test")}
+    options = _of_split(data.get("shelves", {}), split, "shelves")
+    return ShelvesSource(split, cache_dir=data.get("cache_dir", "") or None, **options)
+
+
+def _of_split(section: Any, split: str, name: str) -> dict[str, Any]:
+    """Options of a generated source, `num_train` and its like turned into `num_scenes` of one split."""
+    options = dict(section)
+    lengths = {key: options.pop(f"num_{key}", None) for key in ("train", "val", "test")}
     if split not in lengths:
-        raise ConfigError(f"shelves: there is no split {split!r}, only train, val and test")
+        raise ConfigError(f"{name}: there is no split {split!r}, only train, val and test")
     if lengths[split] is not None:
         options["num_scenes"] = lengths[split]
-    return ShelvesSource(split, cache_dir=data.get("cache_dir", "") or None, **options)
+    return options

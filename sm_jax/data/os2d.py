@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from sm_jax import boxes as box_ops
-from sm_jax.data import images, transforms
+from sm_jax.data import images, order, transforms
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError, ImageError
 
 MAX_REPLACEMENTS = 10
 SKIPPED = "skipped"  # transport key, taken out by `finish`
 # What a random stream is for; each is seeded by (seed, purpose, batch, row), so that a row does not depend on
-# the others or on how many processes share the work.
-_EPOCH, _BATCH, _IMAGE, _QUERY = range(4)
+# the others or on how many processes share the work; purpose 0 is the order of an epoch.
+_BATCH, _IMAGE, _QUERY = range(1, 4)
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,18 @@ class BatchBuilder:
         batch[SKIPPED] = np.frombuffer(json.dumps(skipped).encode(), np.uint8)
         return batch
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many pictures there are of each kind that can be skipped."""
+        return {"image": len(self.source), "class picture": self.source.num_classes}
+
+    def finish(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list]:
+        """The training batch and what was skipped; see `finish`."""
+        return finish(batch)
+
     def picks(self, k: int) -> list[int]:
         """Indices of the images of global batch k."""
-        count, size = len(self.source), self.options.batch_size
-        positions = range(k * size, (k + 1) * size)
-        epochs = {position // count for position in positions}
-        orders = {epoch: self._rng(_EPOCH, epoch).permutation(count) for epoch in epochs}
-        return [int(orders[position // count][position % count]) for position in positions]
+        return order.picks(self._seed, k, count=len(self.source), size=self.options.batch_size)
 
     def class_batch(self, picks: list[int], rng: np.random.Generator) -> np.ndarray:
         """i32 (class_batch_size,): class indices of the global batch in ascending order, then -1."""
@@ -141,11 +146,10 @@ class BatchBuilder:
         return np.concatenate([chosen, np.full(size - len(chosen), -1)]).astype(np.int32)
 
     def _rows(self, count: int) -> range:
-        index, parts = self._part
-        return range(index * count // parts, (index + 1) * count // parts)
+        return order.rows(count, self._part)
 
     def _rng(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=stream))
+        return order.rng(self._seed, *stream)
 
     def _annotation(self, index: int) -> dict[str, Any]:
         try:

@@ -6,17 +6,34 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from sm_jax.data import os2d
 from sm_jax.errors import DataError
 
 MAX_SKIPPED_SHARE = 0.01
 _log = logging.getLogger("sm_jax.data")
+
+
+class Builder(Protocol):
+    """Makes batches: picklable, NumPy only.
+
+    Attributes:
+      totals: kind of picture -> how many there are; for judging how many of them cannot be read.
+    """
+
+    totals: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        """Batch k as it travels between processes, a pure function of k."""
+
+    def finish(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list]:
+        """The training batch, and (kind, name, message) of every picture that could not be read."""
 
 
 class TrainIterator:
@@ -33,10 +50,10 @@ class TrainIterator:
       workers: processes that build batches; 0 builds them in threads of this process.
 
     Raises:
-      DataError: from `next`, when more than 1 % of the images, or of the class pictures, cannot be read.
+      DataError: from `next`, when more than 1 % of the pictures of a kind cannot be read.
     """
 
-    def __init__(self, builder: os2d.BatchBuilder, *, workers: int = 0):
+    def __init__(self, builder: Builder, *, workers: int = 0):
         self._builder = builder
         self._workers = workers
         self._position = 0
@@ -48,7 +65,7 @@ class TrainIterator:
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
-        batch, skipped = os2d.finish(next(self._iterator))
+        batch, skipped = self._builder.finish(next(self._iterator))
         self._position += 1
         self._count(skipped)
         return batch
@@ -94,8 +111,7 @@ class TrainIterator:
             if (kind, reason) not in self._skipped:
                 self._skipped[kind, reason] = name
                 _log.warning("skipped %s %s: %s", kind, name, reason)
-        source = self._builder.source
-        for kind, total in (("image", len(source)), ("class picture", source.num_classes)):
+        for kind, total in self._builder.totals.items():
             reasons = [reason for skipped_kind, reason in self._skipped if skipped_kind == kind]
             if len(reasons) > MAX_SKIPPED_SHARE * total:
                 self.close()
@@ -108,7 +124,7 @@ class TrainIterator:
 class _From:
     """Batches of a builder from a position on."""
 
-    def __init__(self, builder: os2d.BatchBuilder, start: int):
+    def __init__(self, builder: Builder, start: int):
         self._builder, self._start = builder, start
 
     def __len__(self) -> int:
@@ -118,7 +134,7 @@ class _From:
         return self._builder[self._start + int(index)]
 
 
-def _dataset(builder: os2d.BatchBuilder, start: int, workers: int) -> grain.IterDataset:
+def _dataset(builder: Builder, start: int, workers: int) -> grain.IterDataset:
     batches = grain.MapDataset.source(_From(builder, start))
     if not workers:
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
