@@ -8,7 +8,8 @@ identity transformation, on the default data (generated shelves, classes that no
   --workdir=DIR         the run to evaluate (its best checkpoint); results go to DIR/evaluation
   --step=N              another checkpoint of the run: a step, best or last
   --config=FILE[:ARGS]  evaluate what this config starts from, without a run; results go to runs/evaluation
-  --data=PATH           another data set: COCO JSON, Pascal VOC folder, OS2D CSV, folder per class, or shelves
+  --data=PATH           another data set: COCO JSON, Pascal VOC folder, OS2D CSV, folder per class, shelves;
+                        for a model of phrases: JSON of phrases, shapes or shelves
   --split=NAME          another split
   --out=DIR             where the results go
 """

@@ -32,7 +32,7 @@ def make(config: Any, system: Any = None, *, progress: Progress | None = None) -
 
     Args:
       config: the whole config; read are `system`, `model`, `data` and `eval`.
-      system: not needed: evaluators make their own predictor, which computes once what images or requests share.
+      system: not needed: evaluators make a predictor of their own, which shares what images have in common.
       progress: wraps the iteration over images; called with it and a description.
 
     Raises:

@@ -1,6 +1,8 @@
-"""Phrases on a split: proposals once per image, every phrase scored against them (cross-modal spec sec. 5)."""
+"""Phrases on a split: proposals once per image, every phrase scored against them (cross-modal spec sec. 5).
 
-import math
+Images are fitted into one size as in training, and boxes brought back to their own pixels.
+"""
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +12,8 @@ import numpy as np
 from sm_jax import boxes as box_ops
 from sm_jax import data as data_lib
 from sm_jax import draw
-from sm_jax.data import images as pictures
 from sm_jax.data import transforms
+from sm_jax.data.crossmodal import letterbox
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import proposals, report
 from sm_jax.evaluators.damaged import Damaged
@@ -62,15 +64,15 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
       ConfigError: a section that cannot be used; DataError: no such data.
     """
     from sm_jax.systems.crossmodal.model import ModelConfig
-    from sm_jax.systems.crossmodal.predict import Predictor
+    from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions
 
     options, model = config.eval, ModelConfig.create(config.model)
-    predictor = Predictor(
-        model,
+    rules = ProposalOptions(
         min_conf=options.get("min_conf", 0.5),
         iou=options.get("nms_iou", 0.5),
         size=options.get("max_proposals", 100),
     )
+    predictor = Predictor(model, rules)
     tokenizer = Tokenizer(model.vocabulary, model.text_length)
     return {
         split: CrossModalEvaluator(
@@ -182,6 +184,11 @@ class CrossModalEvaluator:
         return [scene.index for scene in self.scenes]
 
     @property
+    def limits(self) -> tuple[float, float, float]:
+        """What the IoU of a match, the alignment of an aligned proposal and a false alarm's score exceed."""
+        return self._iou, self._align, self._score
+
+    @property
     def skipped(self) -> list[str]:
         """A line for each damaged picture, which was left out."""
         return self._damaged.lines
@@ -274,8 +281,10 @@ class CrossModalEvaluator:
             except ImageError as error:
                 self._damaged.add("image", str(error), total=len(self._wanted))
                 continue
-            fitted, scale = _fit(image, self._size)
-            images.append(fitted)
+            fitted, scale = letterbox(image, self._size)
+            canvas = np.zeros((*self._size, 3), np.float32)  # zeros after normalisation, as in training
+            canvas[: fitted.shape[0], : fitted.shape[1]] = transforms.normalize(fitted)
+            images.append(canvas)
             read.append((index, image.shape[:2], scale))
         if not images:
             return []
@@ -286,8 +295,10 @@ class CrossModalEvaluator:
         )
         scenes = []
         for row, (index, size, scale) in enumerate(read):
-            boxes = box_ops.clip(np.asarray(found["boxes"][row]) / np.float32(scale), size)
-            keep = np.asarray(found["valid"][row]) & box_ops.nonempty(boxes)
+            boxes = box_ops.scale(np.asarray(found["boxes"][row]), 1 / scale)
+            centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = (centre[:, 0] < size[1]) & (centre[:, 1] < size[0])  # none about the filling
+            keep, boxes = np.asarray(found["valid"][row]) & inside, box_ops.clip(boxes, size)
             queries = [
                 Query(*query, align[keep]) for query, align in zip(asked[index], aligns[row], strict=True)
             ]
@@ -355,12 +366,3 @@ def _voc_pair(scene: Scene, query: Query):
         "labels": np.zeros(len(scene.conf), int),
     }
     return found, {"boxes": truth, "labels": np.zeros(len(truth), int)}
-
-
-def _fit(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """A normalised picture (h, w, 3) fitted into `size`, zeros right and below, and the scale."""
-    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
-    small = [max(1, math.floor(side * scale)) for side in image.shape[:2]]
-    canvas = np.zeros((*size, 3), np.float32)
-    canvas[: small[0], : small[1]] = transforms.normalize(pictures.resize(image, small))
-    return canvas, scale

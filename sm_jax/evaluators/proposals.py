@@ -19,8 +19,7 @@ DEFINITIONS = {
     "precision": "proposals that match an object / proposals",
     "recall": "objects that a proposal matches / objects",
     "iou": "mean over proposals of the IoU with the nearest object, 0 for none",
-    "aligned_precision": "the same for aligned proposals (align above the threshold) and aligned objects "
-    "(those that the phrase means)",
+    "aligned_precision": "the same of proposals with enough align and the objects that the phrase means",
     "aligned_recall_gt": "aligned objects that an aligned proposal matches / aligned objects",
     "aligned_recall_matched": "the same / aligned objects that any proposal matches (compare the paper's)",
     "aligned_iou": "mean over aligned proposals of the IoU with the nearest aligned object, 0 for none",

@@ -102,14 +102,14 @@ def phrase_table(evaluator: Any) -> str:
     """
     counts = _phrases(evaluator)
     kinds = [kind for kind in evaluator.summaries if kind not in ("standard", "absent")]
-    columns = ["mean", "micro", *(["paper"] if evaluator.paper else []), *kinds]
+    columns = ["mean", "of", "micro", *(["paper"] if evaluator.paper else []), *kinds]
     shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     lines = [f"{counted(len(evaluator.indices), 'image')}, phrases: {shown or 'none'}"]
     lines.append(f"  {'':<22} " + " ".join(f"{name:>{max(7, len(name))}}" for name in columns))
     rows = dict.fromkeys(name for kind in ("standard", *kinds) for name in evaluator.summaries.get(kind, {}))
     for name in rows:
         main = evaluator.summaries["standard"].get(name)
-        values = [main and main.mean, main and main.micro]
+        values = [main and main.mean, main and main.units, main and main.micro]
         values += [PAPER.get(name)] if evaluator.paper else []
         others = [evaluator.summaries[kind].get(name) for kind in kinds]
         lines.append(_row(name, values + [other and other.mean for other in others], columns))
@@ -118,16 +118,16 @@ def phrase_table(evaluator: Any) -> str:
         values = [of_kind.get({"mean": None, "micro": "standard"}.get(name, name)) for name in columns]
         lines.append(_row(f"AP@{threshold:.2f}", values, columns))
     for name, summary in evaluator.summaries.get("absent", {}).items():
-        lines.append(_row(f"absent/{name}", [summary.mean], columns))
+        lines.append(_row(f"absent/{name}", [summary.mean, summary.units], columns))
     if evaluator.unknown:
         some = ", ".join(evaluator.unknown[:20]) + (", ..." if len(evaluator.unknown) > 20 else "")
         lines.append(f"  words that the model does not know: {some}")
     names = {name for summaries in evaluator.summaries.values() for name in summaries}
     if evaluator.ap:
         names.add("AP@")
-    lines.append(
-        "  mean: over images or phrases, without those where it is undefined; micro: ratio of the sums"
-    )
+    lines.append("  mean: over the images or phrases where it is defined (of); micro: ratio of the sums")
+    iou, align, score = evaluator.limits
+    lines.append(f"  matching: IoU > {iou:g}; aligned: align > {align:g}; false alarm: score > {score:g}")
     if evaluator.paper:
         lines.append("  paper: Ferreira et al. 2023, table 1, on other scenes and sentences")
     lines += [f"  {name}: {line}" for name, line in proposals.DEFINITIONS.items() if name in names]
@@ -135,10 +135,11 @@ def phrase_table(evaluator: Any) -> str:
 
 
 def _row(name: str, values: list[float | None], columns: list[str]) -> str:
+    """Counts as they are, shares with three decimals, blanks for None."""
     cells = []
     for value, column in zip(values, columns, strict=False):
-        width = max(7, len(column))
-        cells.append(" " * width if value is None else f"{value:{width}.3f}")
+        shown = "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+        cells.append(f"{shown:>{max(7, len(column))}}")
     return f"  {name:<22} {' '.join(cells)}".rstrip()
 
 
