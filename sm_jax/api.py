@@ -1,10 +1,10 @@
-"""For people: `load("os2d").detect(images, queries)`."""
+"""For people: `load("os2d").detect(images, queries)`, `load("crossmodal").detect(images, phrases)`."""
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,11 @@ from sm_jax.data import images as pictures
 from sm_jax.detections import Detections
 from sm_jax.errors import ConfigError, ImageError, WeightsError
 from sm_jax.requests import Request, RequestBank, fingerprint
+from sm_jax.search import listed
 from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyramid_sizes
+
+if TYPE_CHECKING:
+    from sm_jax.phrase_detector import PhraseDetector
 
 THRESHOLD = 0.55
 """For the packaged ImageNet features. Chosen by eye on a few shelf photographs, not measured: other pictures
@@ -21,16 +25,20 @@ and other weights may need another value."""
 
 MAX_ASPECT = 30
 PREVIEW = 160  # longer side, in pixels, of the picture kept with a request
-SYSTEMS = ("os2d",)
+SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes"}
+"""What `load` knows, and the weights that it takes by itself."""
 
 
 class Detector:
-    """A matcher with its weights; `load` makes one.
+    """A matcher of pictures with its weights; `load` makes one.
 
     Attributes:
       notes: lines that say where the weights came from.
       compiles: programs made so far, by kind (see `Predictor`).
+      threshold: what `detect` takes by itself.
     """
+
+    threshold = THRESHOLD
 
     def __init__(
         self, model_parts, variables, *, query_size: int = 240, notes: Sequence[str] = (), **options
@@ -65,8 +73,8 @@ class Detector:
         """Encode query pictures once, for any number of images.
 
         Args:
-          queries: a picture, a list of pictures, or a dict label -> picture or list of pictures. A picture is
-            a path, encoded bytes, a Pillow image, or a uint8 array (h, w, 3).
+          queries: a picture, several (a list, a generator), or a dict label -> picture or several. A picture
+            is a path, encoded bytes, a Pillow image, or a uint8 array (h, w, 3).
           labels: one for each picture of a list, or one for all; default: file names without ending, "query".
           rotations: also search the query turned by 90, 180 and 270 degrees.
           mirrored: also search its mirror image.
@@ -118,11 +126,12 @@ class Detector:
         max_detections: int = 100,
         iou: float = 0.3,
         across_labels: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> list[Detections]:
         """Find every query in every image.
 
         Args:
-          images: a picture or a list of pictures (see `encode`).
+          images: a picture or several (see `encode`).
           queries: as `encode` takes them, or a `RequestBank`. Queries of one label compete for detections.
           labels, rotations, mirrored: as in `encode`; a bank has its own.
           scales: the image is searched resized by each factor; an object is found where it is about 240
@@ -131,6 +140,8 @@ class Detector:
           max_detections: at most so many per label, the best ones (in all with `across_labels`).
           iou: of two detections of a label that overlap more, the better one stays.
           across_labels: detections of different labels compete too.
+          progress: called as `progress(what, done, all)` while an image is searched: first with "levels",
+            then with "matches" (queries x places).
 
         Returns:
           One `Detections` per image.
@@ -157,9 +168,12 @@ class Detector:
             "iou": iou,
             "across_classes": across_labels,
         }
-        return [self._search(image, bank, scales, options) for image in _listed(images)]
+        scales = list(scales) if isinstance(scales, Iterator) else scales
+        if scales is not None:
+            scales = search.checked_scales([scales] if np.ndim(scales) == 0 else scales)
+        return [self._search(image, bank, scales, options, progress) for image in listed(images)]
 
-    def _search(self, picture, bank, scales, options) -> Detections:
+    def _search(self, picture, bank, scales, options, progress) -> Detections:
         name = str(picture) if isinstance(picture, (str, os.PathLike)) else "image"
         image = pictures.as_image(picture, name=name)
         size = image.shape[:2]
@@ -167,6 +181,8 @@ class Detector:
         templates, ids, request_of, view_of = bank.templates()
         own = np.array([request.threshold for request in bank], float)  # None becomes NaN
         limits = np.where(np.isnan(own), options["score_threshold"], own)[request_of]
+        if progress is not None:
+            options |= {"progress": lambda what, done, total: progress(what, done, total or len(scales))}
         found = self._predictor.detect(
             self._variables,
             search.levels(image, scales),
@@ -182,29 +198,39 @@ class Detector:
 def load(
     name: str = "os2d",
     *,
-    weights: str | os.PathLike = "resnet50-caffe-c4",
+    weights: str | os.PathLike | None = None,
     transform: str | os.PathLike = "",
     model: Mapping[str, Any] | None = None,
     **options,
-) -> Detector:
+) -> "Detector | PhraseDetector":
     """A matcher with pretrained weights.
 
     Args:
-      name: the system, "os2d".
-      weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run.
-        Weights of a backbone alone give the sliding-window matcher: templates are not deformed.
-      transform: weights of the transformation network, if they come from another file.
-      model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; depth, norm and version
-        (4 parameters, or 6 used inversely) are read from the weights.
-      **options: of `Predictor`: `step`, `chunk`, `top_k`.
+      name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe.
+      weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run;
+        default: those of `SYSTEMS`. For os2d, weights of a backbone alone give the sliding-window matcher:
+        templates are not deformed. For crossmodal a file is one of `sm-jax weights export`.
+      transform: os2d: weights of the transformation network, if they come from another file.
+      model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
+        (os2d: depth, norm and version; crossmodal: everything) is read from them.
+      **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
+        `batch` and `proposals`.
 
     Raises:
       ConfigError: an unknown system or model field; WeightsError: weights that are not there or do not fit.
     """
     if name not in SYSTEMS:
         raise ConfigError(f"no system called {name!r}; there are: {', '.join(SYSTEMS)}")
+    weights = SYSTEMS[name] if weights is None else os.fspath(weights)
+    if name == "crossmodal":
+        from sm_jax import phrase_detector
+
+        if transform:
+            raise ConfigError("transform: crossmodal has no transformation network; it is one of os2d")
+        return phrase_detector.load(weights, dict(model or {}), **options)
     config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
     untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
+    notes = _notes(notes, weights, transform, untrained)
     return Detector(
         parts(config, window=untrained), variables, query_size=config.query_size, notes=notes, **options
     )
@@ -214,7 +240,6 @@ def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
     """The scales of one image: those asked for, if they can be used, or the automatic ones."""
     if scales is None:
         return search.automatic_scales(size, query_sizes)
-    scales = search.checked_scales([scales] if np.ndim(scales) == 0 else scales)
     search.check_level_sizes(size, scales, name=name)
     if all(min(level) < SMALLEST_LEVEL for level in pyramid_sizes(size, scales)):
         raise ImageError(
@@ -228,26 +253,33 @@ def _labelled(queries, labels) -> Iterable[tuple[str, Any, str]]:
     if isinstance(queries, Mapping):
         if labels is not None:
             raise ConfigError("labels: the queries are a dict, whose keys are the labels")
-        pairs = [(str(label), picture) for label, value in queries.items() for picture in _listed(value)]
+        pairs = [(str(label), picture) for label, value in queries.items() for picture in listed(value)]
     else:
-        listed = _listed(queries)
+        given = listed(queries)
         if isinstance(labels, str):
-            labels = [labels] * len(listed)
+            labels = [labels] * len(given)
         if labels is None:
-            labels = [Path(q).stem if isinstance(q, (str, os.PathLike)) else "query" for q in listed]
-        if len(labels) != len(listed):
+            labels = [Path(q).stem if isinstance(q, (str, os.PathLike)) else "query" for q in given]
+        labels = list(labels)
+        if len(labels) != len(given):
             raise ConfigError(
-                f"labels: {len(labels)} for {len(listed)} queries; give one for each, or one for all"
+                f"labels: {len(labels)} for {len(given)} queries; give one for each, or one for all"
             )
-        pairs = list(zip(map(str, labels), listed, strict=True))
+        pairs = list(zip(map(str, labels), given, strict=True))
     if not pairs:
         raise ConfigError("no query: give at least one picture of what to look for")
     return [(label, q, os.fspath(q) if isinstance(q, (str, os.PathLike)) else "") for label, q in pairs]
 
 
-def _listed(value) -> list:
-    """A list of pictures from one picture or several."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _notes(notes, weights, transform, untrained) -> list[str]:
+    """What a person who searches wants to know of the lines that say where the weights came from."""
+    line = next((note for note in notes if "the run in " in note), f"weights: {weights}")
+    if transform:
+        line += f", transformation network: {transform}"
+    if untrained:
+        features = " packaged ImageNet features;" if weights == SYSTEMS["os2d"] else ""
+        line += f":{features} templates are not deformed"
+    return [line]
 
 
 def _preview(image: np.ndarray) -> np.ndarray:

@@ -8,21 +8,31 @@ import sm_jax
 from sm_jax.errors import run_main
 
 EXIT_CODES = """\
-exit codes: 0 all well; 1 done, but some picture could not be read (named on stderr), or a check found
-problems; 2 nothing done (one line on stderr says why)."""
+exit codes: 0 all well; 1 done, but some picture could not be read or some result not be written (named on
+stderr), or a check found problems; 2 nothing done (one line on stderr says why)."""
 
 DETECT_OPTIONS = {
     "--image": {"nargs": "+", "required": True, "metavar": "PATH", "help": "pictures to search, or folders"},
     "--query": {
         "nargs": "+",
-        "required": True,
         "metavar": "PATH",
-        "help": "pictures of one thing each, or folders of them",
+        "help": "pictures of one thing each, or folders of them: found by os2d",
+    },
+    "--text": {
+        "nargs": "+",
+        "metavar": "PHRASE",
+        "help": "instead of --query: phrases, each in quotes; what they describe is found by crossmodal",
+    },
+    "--text-file": {"metavar": "FILE", "help": "phrases, one a line"},
+    "--model": {
+        "choices": ("os2d", "crossmodal"),
+        "help": "default: os2d for --query, crossmodal for --text",
     },
     "--label": {
         "nargs": "+",
         "metavar": "NAME",
-        "help": "a name for each query, or one for all (default: file names); queries of one name compete",
+        "help": "a name for each query, or one for all (default: file names, or the phrases); queries of one "
+        "name compete",
     },
     "--out": {"metavar": "DIR", "help": "write each image with its detections, and detections.json"},
     "--json": {
@@ -33,39 +43,45 @@ DETECT_OPTIONS = {
         "nargs": "+",
         "type": float,
         "metavar": "X",
-        "help": "search the image at these sizes, 1 = as it is; an object is found where it is about 240 "
-        "pixels large (default: objects from a tenth of the image, or a quarter of the query if that is "
+        "help": "os2d: search the image at these sizes, 1 = as it is; an object is found where it is about "
+        "240 pixels large (default: objects from a tenth of the image, or a quarter of the query if that is "
         "larger, up to twice the query or the whole image)",
     },
-    "--rotations": {"action": "store_true", "help": "also search the queries turned by 90, 180, 270 degrees"},
-    "--mirrored": {"action": "store_true", "help": "also search their mirror images"},
-    "--threshold": {"type": float, "metavar": "S", "help": "only scores above it (default: 0.55)"},
+    "--rotations": {"action": "store_true", "help": "os2d: also search the queries turned by 90, 180, 270"},
+    "--mirrored": {"action": "store_true", "help": "os2d: also search their mirror images"},
+    "--threshold": {
+        "type": float,
+        "metavar": "S",
+        "help": "only scores above it (default: 0.55; with phrases 0.5)",
+    },
     "--max": {
         "type": int,
         "default": 100,
         "metavar": "N",
         "help": "at most so many per name and image (default: 100)",
     },
+    "--top-k": {
+        "type": int,
+        "metavar": "N",
+        "help": "crossmodal: then only the best so many of each image, all names together",
+    },
     "--iou": {
         "type": float,
-        "default": 0.3,
         "metavar": "R",
-        "help": "of two detections of one name that overlap more, the better one stays (default: 0.3)",
+        "help": "os2d: of two detections of one name that overlap more, the better one stays (default: 0.3)",
     },
     "--across-labels": {
         "action": "store_true",
-        "help": "different names compete too: at most one detection for each object",
+        "help": "os2d: different names compete too: at most one detection for each object",
     },
     "--weights": {
-        "default": "resnet50-caffe-c4",
         "metavar": "W",
-        "help": "name (sm-jax weights list), file, or folder of a training run (default: the packaged "
-        "ImageNet features, whose templates are not deformed)",
+        "help": "name (sm-jax weights list), file, or folder of a training run (default: for os2d the "
+        "packaged ImageNet features, whose templates are not deformed; for crossmodal crossmodal-shapes)",
     },
     "--transform": {
-        "default": "",
         "metavar": "FILE",
-        "help": "weights of the transformation network from another file",
+        "help": "os2d: weights of the transformation network from another file",
     },
 }
 
@@ -101,9 +117,11 @@ def parser(*, whole: bool = True) -> argparse.ArgumentParser:
 def _add_detect(commands) -> None:
     command = commands.add_parser(
         "detect",
-        help="find the objects of some pictures in other pictures",
-        description="Find what the query pictures show in the images.",
-        epilog="example: sm-jax detect --image shelf.jpg --query product.jpg --out found\n\n" + EXIT_CODES,
+        help="find what pictures show, or phrases describe, in other pictures",
+        description="Find what the query pictures show, or the phrases describe, in the images.",
+        epilog="examples: sm-jax detect --image shelf.jpg --query product.jpg --out found\n"
+        '          sm-jax detect --image scene.png --text "the red circles" "a square" --out found\n\n'
+        + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, options in DETECT_OPTIONS.items():
@@ -126,13 +144,17 @@ def _add_data(commands) -> None:
     action = actions.add_parser(
         "check", help="format, counts, sizes, and everything that is wrong; writes nothing"
     )
-    action.add_argument("path", help="COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class")
+    action.add_argument(
+        "path", help="COCO JSON, Pascal VOC folder, OS2D CSV, a folder per class, or a JSON with phrases"
+    )
     action.add_argument("--json", action="store_true", help="print the report as one JSON document")
     action.set_defaults(run=_data_check)
     action = actions.add_parser(
-        "preview", help="a picture of the first scenes, with boxes and class pictures"
+        "preview", help="a picture of the first scenes, with boxes and class pictures or phrases"
     )
-    action.add_argument("out", help="the picture to write (.png or .jpg)")
+    action.add_argument("out", nargs="?", help="the picture to write (.png or .jpg)")
+    action.add_argument("--config", metavar="FILE[:ARGS]", help="preview the data of this config, into --out")
+    action.add_argument("--out", dest="folder", metavar="DIR", help="folder for the scenes and their sheet")
     action.add_argument(
         "--data", default="shelves", metavar="PATH", help="a data set (default: generated shelves)"
     )
@@ -144,35 +166,21 @@ def _add_data(commands) -> None:
 def _data_check(arguments) -> int:
     import json
 
-    from sm_jax.data import check
+    from sm_jax.data import check, phrase_check
+    from sm_jax.data.sources import phrase_json
 
+    checker = phrase_check if phrase_json.recognised(arguments.path) else check
     if not arguments.json:
-        return check.run(arguments.path)
-    report = check.check(arguments.path)
+        return checker.run(arguments.path)
+    report = checker.check(arguments.path)
     print(json.dumps(report.to_dict(), indent=2))
     return report.exit_code
 
 
 def _data_preview(arguments) -> int:
-    from pathlib import Path
+    from sm_jax.data import preview_command
 
-    from sm_jax.data import open_source
-    from sm_jax.data.sources.files import outside
-    from sm_jax.data.synthetic import ShelvesSource, preview
-    from sm_jax.errors import ConfigError
-
-    out = Path(arguments.out)
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"{out}: the picture must be a .png or a .jpg")
-    if arguments.data == "shelves":
-        source = ShelvesSource(arguments.split)
-    else:
-        source = open_source(arguments.data, split=arguments.split)
-        outside(out, arguments.data)
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
-    print(preview(source, out, n=arguments.n))
-    return 0
+    return preview_command.run(arguments)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,23 @@
 
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import sm_jax
 from sm_jax import api
 from sm_jax.data import images as pictures
-from sm_jax.detections import Detections
+from sm_jax.detect_files import Overlays, files, output_folder, write_json
+from sm_jax.detect_progress import Progress
 from sm_jax.errors import ConfigError, ImageError, SmJaxError
+from sm_jax.requests import RequestBank
+
+ONLY_PICTURES = ("scales", "rotations", "mirrored", "iou", "across_labels", "transform")
+ONLY_PHRASES = ("top_k",)
 
 
 def run(arguments) -> int:
@@ -33,140 +40,188 @@ def run(arguments) -> int:
     return status
 
 
-def files(paths: list[str], *, what: str) -> list[Path]:
-    """The pictures that `paths` name; a folder stands for the pictures in it (not below), sorted by name.
-
-    Raises:
-      ConfigError: a folder without pictures, or one that cannot be read.
-    """
-    found = []
-    for path in map(Path, paths):
-        try:
-            inside = _pictures_in(path) if path.is_dir() else [path]
-        except OSError as error:
-            raise ConfigError(f"{what}: {path} cannot be read ({error.strerror})") from error
-        if not inside:
-            raise ConfigError(f"{what}: {path} is a folder without pictures")
-        found.extend(inside)
-    return found
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
-
-
 def _search(arguments, say) -> tuple[dict[str, Any], int]:
     """(document, exit status)."""
-    images, queries = files(arguments.image, what="--image"), files(arguments.query, what="--query")
-    labels = arguments.label
-    if labels is not None and len(labels) not in (1, len(queries)):
-        raise ConfigError(
-            f"--label: {len(labels)} names for {len(queries)} queries; give one for each, or one for all"
-        )
-    if labels is not None and len(labels) == 1:
-        labels = labels * len(queries)
-    out = _output_folder(arguments.out)
-    detector = api.load("os2d", weights=arguments.weights, transform=arguments.transform)
-    for note in detector.notes:
+    model = _model(arguments)
+    images = files(arguments.image, what="--image")
+    queries = _phrases(arguments) if model == "crossmodal" else files(arguments.query, what="--query")
+    labels = _labels(arguments.label, len(queries), "phrases" if model == "crossmodal" else "queries")
+    out = output_folder(arguments.out)
+    weights = api.SYSTEMS[model] if arguments.weights is None else arguments.weights
+    options = {} if model == "crossmodal" else {"transform": arguments.transform or ""}
+    detector = api.load(model, weights=weights, **options)
+    bank, notes = _encoded(detector, queries, labels, arguments)
+    for note in [*detector.notes, *(f"note: {line}" for line in notes)]:
         print(note, file=sys.stderr)
-    bank = detector.encode(queries, labels=labels, rotations=arguments.rotations, mirrored=arguments.mirrored)
-    threshold = api.THRESHOLD if arguments.threshold is None else arguments.threshold
-    entries, errors, taken = [], [], {path.resolve() for path in [*images, *queries]}
-    for path in _progress(images):
-        try:
-            (found,) = detector.detect(
-                path,
-                bank,
-                scales=arguments.scales,
-                threshold=threshold,
-                max_detections=arguments.max,
-                iou=arguments.iou,
-                across_labels=arguments.across_labels,
-            )
-        except ImageError as error:
-            errors.append({"image": str(path), "error": str(error)})
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        entry = {"image": str(path), "overlay": None} | found.to_dict()
-        if out is not None:
-            target = _free_name(out, path, taken)
-            _save(found.draw(path, queries=bank), target)
-            entry["overlay"] = str(target)
-        entries.append(entry)
-        for line in _lines(path, found):
-            say(line)
+    threshold = detector.threshold if arguments.threshold is None else arguments.threshold
+    search = _search_phrases if model == "crossmodal" else _search_pictures
+    overlays = Overlays(out, taken=[*images, *(query for query in queries if isinstance(query, Path))])
+    entries, errors = [], []
+
+    def fail(path, error):
+        errors.append({"image": path and str(path), "error": str(error)})
+        print(f"error: {error}", file=sys.stderr)
+
+    with Progress(len(images)) as progress:
+        for path, found in search(detector, bank, images, threshold, arguments, progress):
+            if isinstance(found, ImageError):
+                fail(path, found)
+                continue
+            entry = {"image": str(path), "overlay": None} | found.to_dict()
+            entries.append(entry)
+            if out is not None:
+                try:
+                    entry["overlay"] = str(overlays.save(found.draw(path, queries=bank), path))
+                except (ConfigError, ImageError) as error:  # what was found is not lost
+                    fail(path, error)
+            for line in _lines(entry):
+                say(line)
+    if hint := _hint(entries, threshold):
+        print(hint, file=sys.stderr)
     document = {
         "sm_jax": sm_jax.__version__,
-        "weights": str(arguments.weights),
+        "model": model,
+        "weights": str(weights),
         "threshold": threshold,
-        "queries": [{"picture": request.source, "label": request.label} for request in bank],
+        "queries": [
+            ({"text": request.text} if request.text else {"picture": request.source})
+            | {"label": request.label}
+            for request in bank
+        ],
+        "notes": notes,
         "images": entries,
         "errors": errors,
     }
     if out is not None:
-        _write(document, out / "detections.json")
-        print(f"written to {out}", file=sys.stderr)
+        try:
+            write_json(document, out / "detections.json")
+            print(f"written to {out}", file=sys.stderr)
+        except ConfigError as error:
+            fail(None, error)
     return document, 1 if errors else 0
 
 
-def _lines(path: Path, found: Detections) -> Iterator[str]:
-    yield f"{path}: {len(found)} found"
-    for i in range(len(found)):
-        x1, y1, x2, y2 = found.boxes[i]
-        turned = f"  angle {found.angles[i]:.0f}" + ("  mirrored" if found.mirrored[i] else "")
-        box = f"box {x1:.0f} {y1:.0f} {x2:.0f} {y2:.0f}"
-        yield f"  {found.scores[i]:.3f}  {found.labels[i]}  {box}{turned}  scale {found.scales[i]:.2f}"
+def _model(arguments) -> str:
+    """The system that the options ask for. Raises ConfigError for options that do not go together."""
+    phrases = arguments.text is not None or arguments.text_file is not None
+    if phrases and arguments.query is not None:
+        raise ConfigError(
+            "--text and --query: give one of them; crossmodal takes phrases (--text), os2d pictures (--query)"
+        )
+    if not phrases and arguments.query is None:
+        raise ConfigError("nothing to look for: give pictures (--query) or phrases (--text)")
+    model = "crossmodal" if phrases else "os2d"
+    if arguments.model not in (None, model):
+        takes = "phrases (--text)" if arguments.model == "crossmodal" else "pictures (--query)"
+        raise ConfigError(
+            f"--model {arguments.model} takes {takes}; {'--text' if phrases else '--query'} is for {model}"
+        )
+    for name in ONLY_PICTURES if phrases else ONLY_PHRASES:
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
+            other = "os2d" if phrases else "crossmodal"
+            raise ConfigError(f"--{name.replace('_', '-')}: an option of {other}, not of {model}")
+    return model
 
 
-def _output_folder(out: str | None) -> Path | None:
-    if out is None:
-        return None
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made ({error.strerror})") from error
-    return Path(out)
+def _phrases(arguments) -> list[str]:
+    """Those of --text, then one for each line of --text-file that is not blank."""
+    phrases = list(arguments.text or [])
+    if arguments.text_file is not None:
+        path = arguments.text_file
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"--text-file: {path} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigError(f"--text-file: {path} is not text in UTF-8, one phrase a line") from error
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+        if not found:
+            raise ConfigError(f"--text-file: there is no phrase in {path}")
+        phrases += found
+    return phrases
 
 
-def _save(picture, target: Path) -> None:
-    try:
-        picture.save(target, **({"quality": 92} if target.suffix == ".jpg" else {}))
-    except OSError as error:
-        raise ConfigError(f"--out: {target} cannot be written ({error.strerror or error})") from error
+def _labels(labels: list[str] | None, count: int, what: str) -> list[str] | None:
+    if labels is not None and len(labels) not in (1, count):
+        raise ConfigError(
+            f"--label: {len(labels)} names for {count} {what}; give one for each, or one for all"
+        )
+    return labels * count if labels is not None and len(labels) == 1 else labels
 
 
-def _write(document: dict[str, Any], target: Path) -> None:
-    try:
-        target.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out: {target} cannot be written ({error.strerror})") from error
+def _encoded(detector, queries, labels, arguments) -> tuple[RequestBank, list[str]]:
+    """The requests, and what there is to say about them."""
+    options = {} if arguments.query is None else _given(arguments, "rotations", "mirrored")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        bank = detector.encode(queries, labels=labels, **options)
+    return bank, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
-def _free_name(folder: Path, image: Path, taken: set[Path]) -> Path:
-    """A name for the overlay of `image` that is no input and no output of this run yet."""
-    suffix = ".png" if image.suffix.lower() == ".png" else ".jpg"
-    number = 1
-    while True:
-        target = folder / f"{image.stem}-found{f'-{number}' if number > 1 else ''}{suffix}"
-        if target.resolve() not in taken:
-            taken.add(target.resolve())
-            return target
-        number += 1
+def _given(arguments, *names) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
-def _progress(images: list[Path]) -> Iterator[Path]:
-    """The images, with a bar, rate and time left on stderr where that is a terminal and they are several."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _search_pictures(detector, bank, images, threshold, arguments, progress) -> Iterator[tuple]:
+    """(path, what was found or an ImageError) of each image."""
+    options = _given(arguments, "scales", "iou", "across_labels") | {"max_detections": arguments.max}
+    for path in images:
+        progress.begin(path)
+        try:
+            (found,) = detector.detect(path, bank, threshold=threshold, progress=progress.step, **options)
+        except ImageError as error:
+            found = error
+        yield path, found
+        progress.end()
 
-    console = Console(stderr=True)
-    if len(images) < 2 or not console.is_terminal:
-        yield from images
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("searching", total=len(images))
-        for image in images:
-            bar.update(task, description=image.name)
-            yield image
-            bar.advance(task)
+
+def _search_phrases(detector, bank, images, threshold, arguments, progress) -> Iterator[tuple]:
+    """As `_search_pictures`, with as many images at once as the detector takes."""
+    options = _given(arguments, "top_k") | {"max_detections": arguments.max, "threshold": threshold}
+    for begin in range(0, len(images), detector.batch):
+        group, read = images[begin : begin + detector.batch], []
+        for path in group:
+            progress.begin(path)
+            try:
+                read.append(pictures.as_image(path, name=str(path)))
+            except ImageError as error:
+                read.append(error)
+        good = [image for image in read if not isinstance(image, ImageError)]
+        found = iter(detector.detect(good, bank, **options))
+        for path, image in zip(group, read, strict=True):
+            yield path, image if isinstance(image, ImageError) else next(found)
+            progress.end()
+
+
+def _lines(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What was found in one image, as text."""
+    found, best = entry["detections"], _best([entry])
+    none = "" if found or best is None else f" (best score {best:.3f})"
+    if entry.get("proposals") == 0:
+        none = " (no objects at all)"
+    yield f"{entry['image']}: {len(found)} found{none}"
+    for one in found:
+        x1, y1, x2, y2 = one["box"]
+        line = f"  {one['score']:.3f}  {one['label']}  box {x1:.0f} {y1:.0f} {x2:.0f} {y2:.0f}"
+        if "conf" in one:
+            yield f"{line}  conf {one['conf']:.3f}  align {one['align']:.3f}"
+        else:
+            turned = f"  angle {one['angle']:.0f}" + ("  mirrored" if one["mirrored"] else "")
+            yield f"{line}{turned}  scale {one['scale']:.2f}"
+
+
+def _best(entries: Iterable[Mapping[str, Any]]) -> float | None:
+    """The highest score of any label in any of the images."""
+    scores = [score for entry in entries for score in entry["best_scores"].values() if score is not None]
+    return max(scores, default=None)
+
+
+def _hint(entries, threshold: float) -> str:
+    """A line for who found nothing at all, "" for others."""
+    best = _best(entries)
+    if best is None or best > threshold or any(entry["detections"] for entry in entries):
+        return ""
+    lower = math.ceil(round(best * 20, 6)) / 20 - 0.05
+    return f"best score {best:.3f} is below the threshold {threshold:g}: --threshold {round(lower, 2):g}"

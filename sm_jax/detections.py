@@ -29,6 +29,7 @@ class Detections:
       scales: (n,) size of the object over size of the query picture (square root of the ratio of areas).
       mirrored: (n,) bool: the object is a mirror image of the query.
       anchors: (n, 4) float32: the undeformed template at that place, not cut to the image.
+      best_scores: label -> its highest score in the image, whatever the threshold; None: nothing compared.
     """
 
     image_size: tuple[int, int]
@@ -42,6 +43,7 @@ class Detections:
     scales: np.ndarray
     mirrored: np.ndarray
     anchors: np.ndarray
+    best_scores: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -63,7 +65,7 @@ class Detections:
             }
             for i in range(len(self))
         ]
-        return {"size": {"height": self.image_size[0], "width": self.image_size[1]}, "detections": found}
+        return _document(self, found)
 
     def draw(self, image, *, queries: RequestBank | None = None):
         """The detections over `image` (as given to `detect`), a Pillow picture; `queries` adds a legend."""
@@ -93,12 +95,13 @@ class Detections:
 
         Args:
           size: (height, width) of the image.
-          found: arrays of `decode_pyramid`.
+          found: arrays of `decode_pyramid`, with `best`.
           bank: the requests, whose labels the class ids index.
           request_of, view_of: (c,) request and view of each template.
         """
         order = np.argsort(-found["scores"], kind="stable")
-        found = {key: value[order] for key, value in found.items()}
+        best = found.get("best", np.full(len(request_of), -np.inf))
+        found = {key: value[order] for key, value in found.items() if key != "best"}
         rows = found["template"]
         transforms = np.zeros((len(rows), 2, 3))
         outline = np.zeros((len(rows), 4, 3))
@@ -122,7 +125,135 @@ class Detections:
             scales=scales.astype(np.float32),
             mirrored=np.linalg.det(transforms[:, :, :2]) < 0,
             anchors=found["anchors"],
+            best_scores=_best(names, best, [bank.requests[request].label for request in request_of]),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PhraseDetections:
+    """What phrases describe in one image, by descending score.
+
+    Attributes:
+      image_size: (height, width) of the image, upright; all coordinates are its pixels.
+      boxes: (n, 4) float32 xyxy.
+      scores: (n,) float32 in [0, 1]: conf x align.
+      labels: n names.
+      queries: (n,) index of the phrase that matched.
+      conf: (n,) float32: how sure it is that the box holds an object, whatever was asked for.
+      align: (n,) float32: how sure it is that the phrase describes that object.
+      best_scores: label -> its highest score in the image, whatever the threshold; None: no object at all.
+      proposals: number of objects that the phrases were compared with.
+    """
+
+    image_size: tuple[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: list[str]
+    queries: np.ndarray
+    conf: np.ndarray
+    align: np.ndarray
+    best_scores: dict[str, float | None]
+    proposals: int
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, ready for `json.dumps`."""
+        found = [
+            {
+                "label": self.labels[i],
+                "score": round(float(self.scores[i]), 5),
+                "conf": round(float(self.conf[i]), 5),
+                "align": round(float(self.align[i]), 5),
+                "box": _rounded(self.boxes[i]),
+                "query": int(self.queries[i]),
+            }
+            for i in range(len(self))
+        ]
+        return _document(self, found) | {"proposals": self.proposals}
+
+    def draw(self, image, *, queries: RequestBank | None = None):
+        """The detections over `image` (as given to `detect`), a Pillow picture; `queries` adds a legend."""
+        return draw.detections(
+            pictures.as_image(image),
+            self.boxes,
+            labels=self.labels,
+            scores=self.scores,
+            queries=None if queries is None else dict.fromkeys(queries.labels),
+        )
+
+    @classmethod
+    def build(
+        cls,
+        size: tuple[int, int],
+        boxes: np.ndarray,
+        conf: np.ndarray,
+        align: np.ndarray,
+        bank: RequestBank,
+        *,
+        threshold: float,
+        max_detections: int,
+        top_k: int | None,
+    ) -> "PhraseDetections":
+        """The pairs of object and phrase that score above the thresholds.
+
+        Phrases of one label compete: of an object it is the best one that counts.
+
+        Args:
+          size: (height, width) of the image.
+          boxes: (n, 4) objects in pixels of the image, and `conf` (n,) of each.
+          align: (q, n) of each phrase of the `bank`.
+          bank: the phrases; one with a threshold of its own keeps it.
+          threshold, max_detections, top_k: see `PhraseDetector.detect`.
+        """
+        scores = (align * conf).astype(np.float32)
+        limits = [threshold if request.threshold is None else request.threshold for request in bank]
+        above = scores > np.asarray(limits, np.float32)[:, None]
+        rows, columns = [], []
+        names = bank.labels
+        ids = {name: index for index, name in enumerate(names)}
+        of_label = np.array([ids[request.label] for request in bank])
+        for label in range(len(names)):
+            mine = np.flatnonzero(of_label == label)
+            allowed = np.where(above[mine], scores[mine], -np.inf)
+            winner = np.argmax(allowed, axis=0)
+            value = np.max(allowed, axis=0)
+            order = np.argsort(-value, kind="stable")
+            order = order[value[order] > -np.inf][:max_detections]
+            rows.extend(mine[winner[order]])
+            columns.extend(order)
+        rows, columns = np.array(rows, np.int64), np.array(columns, np.int64)
+        best = np.argsort(-scores[rows, columns], kind="stable")[:top_k]
+        rows, columns = rows[best], columns[best]
+        return cls(
+            image_size=tuple(size),
+            boxes=boxes[columns],
+            scores=scores[rows, columns],
+            labels=[bank.requests[row].label for row in rows],
+            queries=rows,
+            conf=conf[columns],
+            align=align[rows, columns],
+            best_scores=_best(
+                names, np.max(scores, axis=1, initial=-np.inf), [request.label for request in bank]
+            ),
+            proposals=len(boxes),
+        )
+
+
+def _document(found, detections) -> dict[str, Any]:
+    height, width = found.image_size
+    best = {name: None if score is None else round(score, 5) for name, score in found.best_scores.items()}
+    return {"size": {"height": height, "width": width}, "detections": detections, "best_scores": best}
+
+
+def _best(names, scores, labels) -> dict[str, float | None]:
+    """The highest of the `scores` of each name; None where there is none."""
+    best: dict[str, float | None] = dict.fromkeys(names)
+    for label, score in zip(labels, np.asarray(scores, float), strict=True):
+        if np.isfinite(score) and (best[label] is None or score > best[label]):
+            best[label] = float(score)
+    return best
 
 
 def _rounded(values) -> list:

@@ -27,8 +27,9 @@ def detections(
     labels: Sequence[str],
     scores: np.ndarray | None = None,
     corners: np.ndarray | None = None,
-    queries: Mapping[str, np.ndarray] | None = None,
+    queries: Mapping[str, np.ndarray | None] | None = None,
     truth: np.ndarray | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """Boxes with captions over a picture, and on its left the queries with the number of hits.
 
@@ -38,8 +39,10 @@ def detections(
       labels: (n,) names; captions show them unless there is only one name in all.
       scores: (n,) shown with two decimals.
       corners: (n, 4, 2) outline of the aligned query, clockwise; drawn thin.
-      queries: label -> (h, w, 3) uint8 picture; fixes the order of colours; None leaves the panel out.
+      queries: label -> (h, w, 3) uint8 picture, or None for a phrase, whose words are shown; fixes the order
+        of colours; None in place of the mapping leaves the panel out.
       truth: (m, 4) annotated boxes, drawn dashed in white.
+      captions: (n,) what stands at the boxes instead of label and score.
     """
     names = list(dict.fromkeys([*(queries or {}), *labels]))
     zoom = min(8.0, max(1.0, 640 / max(image.shape[:2])))
@@ -78,10 +81,24 @@ def detections(
         text = f"{name}  {score}".strip() if len(names) > 1 else score
         if queries is not None and score and pen.textlength(text, font=font) > 1.3 * (place[2] - place[0]):
             text = score  # the colour and the panel say the rest
+        if captions is not None:
+            text = captions[index]
         if text:
             _caption(pen, canvas.size, place, text, font, names.index(name))
     canvas = canvas.convert("RGB")
     return canvas if queries is None else _with_panel(canvas, names, queries, list(labels))
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """The picture below a line of text, which is cut to its width."""
+    font = ImageFont.load_default(max(13, round(math.sqrt(picture.width * picture.height) / 40)))
+    band = 2 * font.size
+    page = Image.new("RGB", (picture.width, picture.height + band), PAPER)
+    page.paste(picture, (0, band))
+    pen = ImageDraw.Draw(page)
+    text = _fit(pen, title, font, picture.width - font.size)
+    pen.text((font.size // 2, band // 2), text, font=font, fill=INK, anchor="lm")
+    return page
 
 
 def _drawable(box, size):
@@ -119,37 +136,70 @@ def _caption(pen, size, box, text, font, index):
 
 
 def _with_panel(canvas, names, queries, labels):
-    """The picture with a column of queries on its left: thumbnail framed in its colour, name, hits."""
+    """The picture with a column of queries on its left: thumbnail or coloured square, name, hits."""
     width = int(min(260, max(110, canvas.width * 0.18)))
     gap = max(6, width // 16)
     font = ImageFont.load_default(max(11, width // 12))
-    line = font.size + 4
-    cell = max(48, min(width, (canvas.height - gap) // max(1, len(names)) - 2 * line - gap))
-    shown = max(1, min(len(names), (canvas.height - gap - line) // (cell + 2 * line + gap)))
+    line, room = font.size + 4, canvas.height - gap
+    cell = max(48, min(width, room // max(1, len(names)) - 2 * line - gap))
     page = Image.new("RGB", (canvas.width + width + 2 * gap, canvas.height), PAPER)
     page.paste(canvas, (width + 2 * gap, 0))
     pen = ImageDraw.Draw(page)
+    entries = [_entry(pen, queries.get(name), name, font, (width, cell)) for name in names]
+    ends = np.cumsum([height + (len(text) + 1) * line + gap for _, text, height in entries])
+    shown = len(names)
+    if shown and ends[-1] - gap > room:  # only then the last line says how many are left out
+        shown = max(1, int(np.sum(ends <= room - line)))
     y = gap
-    for index, name in enumerate(names[:shown]):
-        if name in queries:
-            thumbnail = Image.fromarray(np.asarray(queries[name], np.uint8))
-            ratio = min(width / thumbnail.width, cell / thumbnail.height)
-            new = max(1, int(thumbnail.width * ratio)), max(1, int(thumbnail.height * ratio))
-            thumbnail = thumbnail.resize(new, Image.Resampling.LANCZOS)
+    for index, (thumbnail, text, height) in enumerate(entries[:shown]):
+        if thumbnail is not None:
             page.paste(thumbnail, (gap, y))
-            pen.rectangle([gap, y, gap + new[0] - 1, y + new[1] - 1], outline=colour_of(index), width=3)
-            y += new[1] + 2
-        hits = labels.count(name)
-        pen.text((gap, y), _fit(pen, name, font, width), font=font, fill=INK)
-        pen.text((gap, y + line), f"{hits} found", font=font, fill=FAINT)
-        y += 2 * line + gap
+            corner = gap + thumbnail.width - 1, y + thumbnail.height - 1
+            pen.rectangle([gap, y, *corner], outline=colour_of(index), width=3)
+        y += height
+        indent = 0
+        if thumbnail is None:
+            indent = font.size + 4
+            pen.rectangle([gap, y, gap + font.size - 1, y + font.size - 1], fill=colour_of(index))
+        for words in text:
+            pen.text((gap + indent, y), words, font=font, fill=INK)
+            y += line
+        hits = labels.count(names[index])
+        pen.text((gap + indent, y), f"{hits} found", font=font, fill=FAINT)
+        y += line + gap
     if shown < len(names):
         pen.text((gap, canvas.height - line), f"and {len(names) - shown} more", font=font, fill=FAINT)
     return page
 
 
+def _entry(pen, picture, name, font, cell):
+    """(thumbnail or None, lines of text, height of the thumbnail) of one name of the panel."""
+    width, height = cell
+    if picture is None:
+        return None, _wrapped(pen, name, font, width - font.size - 4), 0
+    thumbnail = Image.fromarray(np.asarray(picture, np.uint8))
+    ratio = min(width / thumbnail.width, height / thumbnail.height)
+    new = max(1, int(thumbnail.width * ratio)), max(1, int(thumbnail.height * ratio))
+    return thumbnail.resize(new, Image.Resampling.LANCZOS), [_fit(pen, name, font, width)], new[1] + 2
+
+
+def _wrapped(pen, text, font, width, most=3):
+    """`text` in at most `most` lines of `width` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or pen.textlength(longer, font=font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
+    return [_fit(pen, words, font, width) for words in lines]
+
+
 def _fit(pen, text, font, width):
     """`text`, cut to `width` pixels."""
+    text = text if len(text) <= 200 else text[:200] + "..."
     if pen.textlength(text, font=font) <= width:
         return text
     while text and pen.textlength(text + "...", font=font) > width:

@@ -1,4 +1,4 @@
-"""What to look for, encoded once: a `Request` per query picture; a `RequestBank` keeps them in a file."""
+"""What to look for, encoded once: a `Request` per query picture or phrase; a `RequestBank` keeps them."""
 
 import dataclasses
 import hashlib
@@ -17,25 +17,27 @@ FORMAT = "sm_jax request bank 1"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One query picture, ready to be searched.
+    """One query picture, or one phrase, ready to be searched.
 
     Attributes:
       label: the name that detections carry; requests of one label compete with each other (one suppression).
-      template: (v, t, t, d) float32, one per view.
+      template: (v, t, t, d) float32, one per view; of a phrase its embedding (d,).
       views: which copies of the picture were encoded: "", "rotation90", "horflip" or "horflip_rotation90".
-      size: (height, width) of the picture in pixels.
+      size: (height, width) of the picture in pixels; of a phrase (0, 0).
       threshold: detections of this request need a higher score; None: the caller's threshold.
       source: where the picture came from (a path), "" if unknown.
       preview: (h, w, 3) uint8, a small copy of the picture for reports.
+      text: the phrase, "" for a picture.
     """
 
     label: str
     template: np.ndarray
-    views: str
-    size: tuple[int, int]
+    views: str = ""
+    size: tuple[int, int] = (0, 0)
     threshold: float | None = None
     source: str = ""
     preview: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
+    text: str = ""
 
     def view_size(self, view: int) -> tuple[int, int]:
         """(height, width) of the picture turned as in this view."""
@@ -74,7 +76,7 @@ class RequestBank:
         return list(dict.fromkeys(request.label for request in self.requests))
 
     def templates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Every view of every request: templates (n, t, t, d), class ids, request and view indices."""
+        """Every view of every picture: templates (n, t, t, d), class ids, request and view indices."""
         ids = {label: index for index, label in enumerate(self.labels)}
         rows = [(ids[r.label], i, v) for i, r in enumerate(self.requests) for v in range(len(r.template))]
         table = np.array(rows, np.int64).reshape(-1, 3)
@@ -97,6 +99,7 @@ class RequestBank:
                     "size": list(request.size),
                     "threshold": request.threshold,
                     "source": request.source,
+                    "text": request.text,
                 }
             )
         path = Path(path)
@@ -128,6 +131,7 @@ class RequestBank:
                         threshold=entry["threshold"],
                         source=entry["source"],
                         preview=archive.get_tensor(f"{index}/preview"),
+                        text=entry.get("text", ""),
                     )
                     for index, entry in enumerate(entries)
                 ]

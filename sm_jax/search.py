@@ -1,15 +1,25 @@
 """Pictures through a predictor: sizes and scales chosen, levels resized and normalised one at a time."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sm_jax.data import images, transforms
 from sm_jax.errors import ConfigError, ImageError
 from sm_jax.systems.os2d.predict import Predictor, pyramid_sizes, query_views
 
 MAX_LEVEL_PIXELS = 64_000_000
+_ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
+
+
+def listed(value: Any) -> list:
+    """A list from one picture or phrase, or from any iterable of them, generators too."""
+    single = isinstance(value, _ONE) or hasattr(value, "__array__") or not isinstance(value, Iterable)
+    return [value] if single else list(value)
 
 
 def checked_scales(scales: Iterable[float]) -> tuple[float, ...]:

@@ -244,7 +244,7 @@ def test_a_bank_of_other_weights_is_refused(detector, image):
 @pytest.mark.parametrize(
     "options,error,line",
     [
-        ({"name": "os3d"}, ConfigError, "no system called 'os3d'; there are: os2d"),
+        ({"name": "os3d"}, ConfigError, "no system called 'os3d'; there are: os2d, crossmodal"),
         ({"weights": "resnet51"}, WeightsError, "no weights called 'resnet51'"),
         ({"weights": ""}, WeightsError, "give a name"),
         ({"model": {"head_type": "float16"}}, ConfigError, "did you mean 'head_dtype'"),
@@ -254,6 +254,52 @@ def test_load_refuses_what_is_not_there(options, error, line):
     with pytest.raises(error, match=line) as caught:
         api.load(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_generators_are_taken_as_lists_are(detector, image):
+    want = detector.detect([image, image], [_query(RED), _query(BLUE)], labels=["a", "b"], scales=SCALES)
+    got = detector.detect(
+        (picture for picture in (image, image)),
+        (_query(colour) for colour in (RED, BLUE)),
+        labels=(name for name in "ab"),
+        scales=(scale for scale in SCALES),
+    )
+    assert len(got) == 2 and len(got[0])
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        assert ours.labels == theirs.labels
+    assert detector.encode(iter([_query(RED)]), labels="x").labels == ["x"]
+    assert len(detector.encode({"x": (_query(RED) for _ in range(3))})) == 3
+    with pytest.raises(ConfigError, match="no query"):
+        detector.detect(image, iter(()))
+
+
+def test_the_best_score_of_every_label_is_told(detector, image):
+    queries = {"red": _query(RED), "green": _query((0, 255, 0))}
+    (found,) = detector.detect(image, queries, scales=SCALES, threshold=0.0)
+    (nothing,) = detector.detect(image, queries, scales=SCALES, threshold=1.0)
+    assert not len(nothing) and nothing.best_scores == found.best_scores
+    for label in queries:
+        best = max(score for score, name in zip(found.scores, found.labels, strict=True) if name == label)
+        assert found.best_scores[label] == pytest.approx(best)
+    assert nothing.to_dict()["best_scores"] == {k: round(v, 5) for k, v in found.best_scores.items()}
+
+
+def test_notes_say_calmly_what_is_searched_with(monkeypatch):
+    """No words of training, no counts of tensors."""
+    report = ["backbone: 215 tensors from x, 43 unused tensors ignored", "transform: untrained start (...)"]
+    variables = {"params": {"transform": {"linear": {"kernel": np.zeros(3)}}, "backbone": {}}}
+    monkeypatch.setattr(api.pretrained, "restore", lambda *_: (model.ModelConfig(), variables, report))
+    assert api.load().notes == [
+        "weights: resnet50-caffe-c4: packaged ImageNet features; templates are not deformed"
+    ]
+    assert api.load(weights="x.safetensors").notes == ["weights: x.safetensors: templates are not deformed"]
+    variables["params"]["transform"]["linear"]["kernel"] = np.ones(3)
+    assert api.load(transform="t.safetensors").notes == [
+        "weights: resnet50-caffe-c4, transformation network: t.safetensors"
+    ]
+    report[0] = "model: 229 tensors from the run in runs/a, step 5"
+    assert api.load(weights="runs/a").notes == report[:1]
 
 
 def test_load_refuses_a_folder_that_is_no_run(tmp_path):

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import sm_jax
-from sm_jax import api, cli, platform
+from sm_jax import api, cli, detect_command, phrase_detector, platform
 from tests.systems.os2d.fake import PARTS, VARIABLES, scene
 
 RED = (255, 40, 40)
@@ -151,8 +152,101 @@ def test_a_name_that_no_file_can_have_is_one_line(place, capsys):
 
 def test_results_that_cannot_be_written_are_one_line(place, capsys):
     (place / "out" / "detections.json").mkdir(parents=True)
-    assert cli.main([*DETECT, "--image", "a.png", "--query", "thing.png", "--out", "out"]) == 2
-    assert "error: --out: " in capsys.readouterr().err
+    command = [*DETECT, "--json", "--image", "a.png", "--query", "thing.png", "--out", "out"]
+    assert cli.main(command) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert "error: --out: " in err and document["images"][0]["detections"]
+    (error,) = document["errors"]
+    assert error["image"] is None and "detections.json cannot be written" in error["error"]
+
+
+def test_overlays_that_cannot_be_written_lose_no_results(place, capsys):
+    (place / "out" / "a-found.png").mkdir(parents=True)
+    command = [*DETECT, "--json", "--image", "a.png", "b.jpg", "--query", "thing.png", "--out", "out"]
+    assert cli.main(command) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert [bool(entry["overlay"]) for entry in document["images"]] == [False, True]
+    assert all(entry["detections"] for entry in document["images"])
+    (error,) = document["errors"]
+    assert error["image"] == "a.png" and "a-found.png cannot be written" in error["error"]
+    assert json.loads((place / "out" / "detections.json").read_text()) == document
+
+
+def test_overlays_of_earlier_runs_are_not_searched(place, capsys):
+    """The images' own folder takes the overlays; a picture that is only called so is searched."""
+    (place / "shop").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (place / name).rename(place / "shop" / name)
+    Image.fromarray(_read(place / "shop" / "a.png")).save(place / "shop" / "lost-found.png")
+    command = [*DETECT, "--json", "--image", "shop", "--query", "thing.png", "--out", "shop"]
+    documents = []
+    for _ in range(2):
+        assert cli.main(command) == 0
+        out, err = capsys.readouterr()
+        documents.append(json.loads(out))
+    assert "note: shop: 3 overlays of earlier runs are left out" in err
+    assert [Path(entry["image"]).name for entry in documents[1]["images"]] == [
+        "a.png",
+        "b.jpg",
+        "lost-found.png",
+    ]
+    assert documents[0] == documents[1]
+    for path in (place / "shop").glob("*"):
+        if "found" not in path.stem:
+            path.unlink()
+    (place / "shop" / "lost-found.png").unlink()
+    assert cli.main(command) == 2
+
+
+def test_who_finds_nothing_is_told_the_best_score(place, capsys):
+    command = ["detect", "--scales", "1", "--json", "--image", "a.png", "b.jpg", "--query", "thing.png"]
+    assert cli.main([*command, "--threshold", "0.99"]) == 0
+    out, err = capsys.readouterr()
+    (hint,) = [line for line in err.splitlines() if line.startswith("best score")]
+    entries = json.loads(out)["images"]
+    best = max(entry["best_scores"]["thing"] for entry in entries)
+    assert not any(entry["detections"] for entry in entries)
+    assert hint.startswith(f"best score {best:.3f} is below the threshold 0.99: --threshold ")
+    assert cli.main([*command, "--threshold", hint.split()[-1]]) == 0
+    out, err = capsys.readouterr()
+    assert "best score" not in err and any(entry["detections"] for entry in json.loads(out)["images"])
+    assert (
+        cli.main(["detect", *command[1:3], "--image", "a.png", "--query", "thing.png", "--threshold", "2"])
+        == 0
+    )
+    assert "a.png: 0 found (best score 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "best,threshold,hint",
+    [
+        (0.53, 0.55, "0.5"),
+        (0.5, 0.5, "0.45"),
+        (0.549, 0.55, "0.5"),
+        (0.551, 0.56, "0.55"),
+        (-0.2, 0.5, "-0.25"),
+    ],
+)
+def test_the_hint_names_a_threshold_that_finds_something(best, threshold, hint):
+    entries = [{"detections": [], "best_scores": {"a": best, "b": None}}]
+    line = detect_command._hint(entries, threshold)
+    assert line == f"best score {best:.3f} is below the threshold {threshold:g}: --threshold {hint}"
+    assert float(hint) < best
+    assert not detect_command._hint([{"detections": [], "best_scores": {"a": None}}], threshold)
+    assert not detect_command._hint([{"detections": [1], "best_scores": {"a": best}}], threshold)
+
+
+def test_progress_is_shown_where_somebody_looks(place, capsys, monkeypatch):
+    command = [*DETECT, "--image", "a.png", "--query", "thing.png"]
+    assert cli.main(command) == 0
+    quiet, err = capsys.readouterr()
+    assert "level" not in err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert "a.png level 1 of 1" in err and "a.png comparing with the queries" in err
+    assert out == quiet  # results stay on stdout
 
 
 def test_a_scale_that_suits_one_image_only_is_reported_for_the_other(place, capsys):
@@ -182,7 +276,8 @@ def test_help_is_printed(words, capsys):
 
 
 def test_the_help_names_the_default_threshold():
-    assert f"(default: {api.THRESHOLD})" in cli.DETECT_OPTIONS["--threshold"]["help"]
+    both = f"(default: {api.THRESHOLD}; with phrases {phrase_detector.THRESHOLD})"
+    assert both in cli.DETECT_OPTIONS["--threshold"]["help"]
 
 
 def test_version(capsys):

@@ -44,3 +44,40 @@ def test_odd_sizes_and_boxes_do_not_break_it(size, queries):
         truth=boxes,
     )
     assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 12])
+def test_the_panel_leaves_out_only_what_has_no_room(count, monkeypatch):
+    """Flat queries need little room: all are shown, or else the last line says how many are not."""
+    written = []
+    real = draw.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        draw.ImageDraw.ImageDraw,
+        "text",
+        lambda pen, at, text, **o: written.append((at, text)) or real(pen, at, text, **o),
+    )
+    queries = {f"thing {i}": np.zeros((6, 60, 3), np.uint8) for i in range(count)}
+    draw.detections(IMAGE, np.zeros((0, 4)), labels=[], queries=queries)
+    names = [text for _, text in written if text.startswith("thing")]
+    more = [text for _, text in written if text.startswith("and ")]
+    lowest = max(at[1] for at, text in written if "found" in text)
+    assert lowest < IMAGE.shape[0] - 10
+    if len(names) < count:
+        assert more == [f"and {count - len(names)} more"]
+        room = (IMAGE.shape[0] - lowest) / (lowest / len(names))
+        assert room < 1.6  # not another entry and this line
+    else:
+        assert not more
+    assert count > 5 or len(names) == count
+
+
+def test_the_panel_shows_phrases_in_their_colours():
+    phrases = dict.fromkeys(["the red circles", "where are all of the rather long descriptions " * 3])
+    panel = np.asarray(draw.detections(IMAGE, np.zeros((0, 4)), labels=[], queries=phrases), int)[:, :-700]
+    for index in range(2):
+        assert (np.abs(panel - np.array(draw.colour_of(index))).sum(axis=-1) == 0).sum() > 60
+
+
+def test_a_word_of_any_length_is_cut_at_once():
+    names = dict.fromkeys(["a" * 1_000_000])
+    draw.detections(IMAGE, np.zeros((0, 4)), labels=[], queries=names)

@@ -139,12 +139,13 @@ class Predictor:
           image_size: (height, width) that the results are in.
           shapes: (c,) pairs (height, width) of what each template was made of. A model with `window` gives
             its undeformed templates that aspect ratio; default squares. Other models do not use it.
-          progress: called after each step as `progress("levels", done, 0)`, their number not being known, then
-            as `progress("matches", done, all)`, counted in templates x locations; each call waits for the device.
+          progress: called after each step as `progress("levels", done, 0)`, their number not being known,
+            then as `progress("matches", done, all)`, counted in templates x locations; each call waits for
+            the device.
           **options: of `decode_pyramid`.
 
         Returns:
-          What `decode_pyramid` returns, without `exact`: results never depend on `top_k`.
+          What `decode_pyramid` returns, without `exact`: results never depend on `top_k`. `best` is (c,).
         """
         ready = []
         for number, level in enumerate(levels, 1):

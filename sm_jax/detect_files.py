@@ -1,0 +1,108 @@
+"""Files of `sm-jax detect`: the pictures that it searches, and the ones it writes, which it knows again."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from sm_jax.data import images as pictures
+from sm_jax.errors import ConfigError
+
+MARK = "sm-jax detect"
+"""Stands in every overlay: as `Software` in a PNG, as the comment in a JPEG."""
+
+_OVERLAY = re.compile(r".*-found(-[0-9]+)?")
+
+
+def files(paths: list[str], *, what: str) -> list[Path]:
+    """The pictures that `paths` name; a folder stands for the pictures in it (not below), sorted by name.
+
+    Overlays that an earlier run left in a folder are not searched; a line on stderr says so.
+
+    Raises:
+      ConfigError: a folder without pictures, or one that cannot be read.
+    """
+    found = []
+    for path in map(Path, paths):
+        try:
+            inside = _pictures_in(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise ConfigError(f"{what}: {path} cannot be read ({error.strerror})") from error
+        if path.is_dir() and (written := [file for file in inside if is_overlay(file)]):
+            print(f"note: {path}: {len(written)} overlays of earlier runs are left out", file=sys.stderr)
+            inside = [file for file in inside if file not in written]
+        if not inside:
+            raise ConfigError(f"{what}: {path} is a folder without pictures")
+        found.extend(inside)
+    return found
+
+
+def is_overlay(path: Path) -> bool:
+    """Whether `Overlays` wrote the picture: by its name, and by the mark in it."""
+    if not _OVERLAY.fullmatch(path.stem):
+        return False
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            return MARK == picture.info.get("Software") or MARK.encode() == picture.info.get("comment")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # it will be reported when it is searched
+
+
+class Overlays:
+    """Writes overlays into a folder, none over an input or over another one of this run."""
+
+    def __init__(self, folder: Path | None, *, taken: Iterable[Path]):
+        self._folder, self._taken = folder, {path.resolve() for path in taken}
+
+    def save(self, picture: Image.Image, image: Path) -> Path:
+        """Write the overlay of `image`; returns its path. Raises ConfigError if it cannot be written."""
+        target = self._free_name(image)
+        if target.suffix == ".jpg":
+            options = {"quality": 92, "comment": MARK}
+        else:
+            text = PngImagePlugin.PngInfo()
+            text.add_text("Software", MARK)
+            options = {"pnginfo": text}
+        try:
+            picture.save(target, **options)
+        except OSError as error:
+            raise ConfigError(f"--out: {target} cannot be written ({error.strerror or error})") from error
+        return target
+
+    def _free_name(self, image: Path) -> Path:
+        suffix = ".png" if image.suffix.lower() == ".png" else ".jpg"
+        number = 1
+        while True:
+            name = f"{image.stem}-found{f'-{number}' if number > 1 else ''}{suffix}"
+            target = self._folder / name
+            if target.resolve() not in self._taken:
+                self._taken.add(target.resolve())
+                return target
+            number += 1
+
+
+def output_folder(out: str | None) -> Path | None:
+    """The folder, made if it is not there. Raises ConfigError if it cannot be made."""
+    if out is None:
+        return None
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made ({error.strerror})") from error
+    return Path(out)
+
+
+def write_json(document: dict[str, Any], target: Path) -> None:
+    """Write one JSON document. Raises ConfigError if it cannot be written."""
+    try:
+        target.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {target} cannot be written ({error.strerror})") from error
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
