@@ -94,22 +94,14 @@ def check(path: str | Path) -> Report:
       DataError: nothing there, no known format, or no usable annotation at all.
     """
     collection = open_collection(path)
-    records, notes = _choose_splits(collection)
+    records, notes = choose_splits(collection)
     findings = [Finding("annotation", str(collection.root), text) for text in collection.problems]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        unique = {record.path: record for members in records.values() for record in members}
-        looks = dict(zip(unique, pool.map(duplicates.look, unique.values()), strict=True))
         given = collection.class_pictures
         for label, problem in zip(given, pool.map(_picture_problem, given.values()), strict=True):
             if problem:
                 findings.append(Finding("class picture", collection.class_names[label], problem))
-    for look_path, look in looks.items():
-        if look.problem:
-            findings.append(Finding("picture", str(look_path), look.problem))
-    for record in {id(record): record for members in records.values() for record in members}.values():
-        findings.extend(_box_findings(record))
-    for twin in duplicates.across(records, looks):
-        findings.append(Finding(twin.kind, str(twin.path), twin.detail, twin.certain))
+    findings.extend(picture_findings(records))
     classes = _classes(collection, records)
     findings.extend(_class_findings(collection, classes))
     sizes = _sizes(records.get("train", []))
@@ -125,6 +117,23 @@ def check(path: str | Path) -> Report:
         findings=list(dict.fromkeys(findings)),  # splits of one family share pictures
         notes=[*collection.notes, *notes],
     )
+
+
+def picture_findings(records: dict[str, list[Record]], *, first_box: int = 1) -> list[Finding]:
+    """Decodes every picture of the splits: damaged ones, unusable boxes, pictures in two splits; `first_box`
+    is the number of a picture's first box."""
+    findings = []
+    unique = {record.path: record for members in records.values() for record in members}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        looks = dict(zip(unique, pool.map(duplicates.look, unique.values()), strict=True))
+    for look_path, look in looks.items():
+        if look.problem:
+            findings.append(Finding("picture", str(look_path), look.problem))
+    for record in {id(record): record for members in records.values() for record in members}.values():
+        findings.extend(_box_findings(record, first_box))
+    for twin in duplicates.across(records, looks):
+        findings.append(Finding(twin.kind, str(twin.path), twin.detail, twin.certain))
+    return findings
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:
@@ -158,10 +167,11 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         )
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
-    _print_findings(report, console)
+    print_findings(report, console)
 
 
-def _print_findings(report: Report, console: Console) -> None:
+def print_findings(report: Any, console: Console) -> None:
+    """The findings of any report, by kind."""
     by_kind = Counter(finding.kind for finding in report.findings)
     for kind, count in by_kind.items():
         members = [finding for finding in report.findings if finding.kind == kind]
@@ -184,7 +194,7 @@ def _picture_problem(picture) -> str:
     return ""
 
 
-def _choose_splits(collection: Collection) -> tuple[dict[str, list[Record]], list[str]]:
+def choose_splits(collection: Collection) -> tuple[dict[str, list[Record]], list[str]]:
     """Splits as the training uses them: "train" and "val" first, then those the data set has beside them."""
     chosen: dict[str, list[Record]] = {}
     notes: list[str] = []
@@ -201,7 +211,7 @@ def _choose_splits(collection: Collection) -> tuple[dict[str, list[Record]], lis
     return chosen, notes
 
 
-def _box_findings(record: Record) -> list[Finding]:
+def _box_findings(record: Record, first: int) -> list[Finding]:
     size = record.known_size()
     if not size[0]:
         return []  # the picture itself is reported
@@ -220,7 +230,7 @@ def _box_findings(record: Record) -> list[Finding]:
         "box sticks out": usable & leaves,
     }
     return [
-        Finding(kind, f"{record.path}", f"box {i + 1} {_corners(boxes[i])} in {size[1]}x{size[0]} pixels")
+        Finding(kind, f"{record.path}", f"box {i + first} {_corners(boxes[i])} in {size[1]}x{size[0]} pixels")
         for kind, mask in kinds.items()
         for i in np.flatnonzero(mask).tolist()
     ]

@@ -8,7 +8,7 @@ Boxes are xyxy pixels. Optional per picture: `names`, one text per box, and `spl
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +31,7 @@ class PhraseRecord(Record):
     """One picture with phrases: `phrases` p texts, `matches` bool (p, n), `names` n texts."""
 
     phrases: tuple[str, ...] = ()
-    matches: np.ndarray = np.zeros((0, 0), bool)
+    matches: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
     names: tuple[str, ...] = ()
 
 
