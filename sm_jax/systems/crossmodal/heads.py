@@ -1,0 +1,89 @@
+"""Proposals to unit vectors, and how well each goes with a phrase.
+
+Source: Ferreira et al. 2023, sec. 3.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sm_jax.backbones.common import Kernel
+from sm_jax.ops.correlation import l2_normalize
+from sm_jax.systems.crossmodal.text import EPSILON
+
+Array = jax.Array
+
+
+def convolve_two_by_two(cells: Array, kernel: Array) -> Array:
+    """3x3 convolution with one ring of zeros around maps of 2x2 cells.
+
+    Each of the four results reads all four cells, through four of the nine taps; a general convolution would
+    compute all 36 products, of which 20 are with zeros.
+
+    Args:
+      cells: "n 2 2 c".
+      kernel: "3 3 c k".
+
+    Returns:
+      "n 2 2 k", type of the cells.
+    """
+    kernel = kernel.astype(cells.dtype)
+    rows = cells.reshape(cells.shape[0], -1)
+    # The cell (i, j) sees cell (p, q) through tap (p - i + 1, q - j + 1).
+    results = [
+        rows @ kernel[1 - i : 3 - i, 1 - j : 3 - j].reshape(-1, kernel.shape[-1])
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    return jnp.stack(results, axis=1).reshape(cells.shape[0], 2, 2, kernel.shape[-1])
+
+
+class ProposalEncoder(nn.Module):
+    """3x3 convolution, ReLU, two linear layers with a ReLU between them, L2 over channels.
+
+    The convolution computes in the type of its input; the rest, and the result, are float32.
+    """
+
+    width: int = 256
+    hidden: int = 256
+    embed: int = 64
+
+    @nn.compact
+    def __call__(self, cells: Array) -> Array:
+        """Pooled features "n 2 2 c" to unit vectors f32 "n embed"."""
+        shape = (3, 3, cells.shape[-1], self.width)
+        kernel = Kernel(shape, nn.initializers.he_normal(), name="conv")()
+        bias = self.param("conv_bias", nn.initializers.zeros, (self.width,))
+        x = convolve_two_by_two(cells, kernel).astype(jnp.float32)
+        x = nn.relu(x + bias[None, None, None]).reshape(cells.shape[0], 4 * self.width)
+        x = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.he_normal(), name="hidden")(x))
+        return l2_normalize(nn.Dense(self.embed, name="embed")(x), epsilon=EPSILON)
+
+
+class MlpAligner(nn.Module):
+    """Two-layer perceptron on [proposal, phrase]; the first layer is computed once for either side."""
+
+    hidden: int = 64
+
+    @nn.compact
+    def __call__(self, proposals: Array, text: Array) -> Array:
+        """Logits "q k" that proposals "k r" are what phrases "q t" describe."""
+        width = proposals.shape[-1]
+        init = functools.partial(self.param, "hidden_kernel", nn.initializers.he_normal())
+        kernel = init((width + text.shape[-1], self.hidden))
+        bias = self.param("hidden_bias", nn.initializers.zeros, (self.hidden,))
+        both = (proposals @ kernel[:width])[None] + (text @ kernel[width:])[:, None]
+        return nn.Dense(1, name="out")(nn.relu(both + bias[None, None]))[..., 0]
+
+
+class CosineAligner(nn.Module):
+    """The dot product of the two unit vectors, scaled and shifted: the baseline of the perceptron."""
+
+    @nn.compact
+    def __call__(self, proposals: Array, text: Array) -> Array:
+        """Logits "q k" that proposals "k d" are what phrases "q d" describe."""
+        scale = self.param("scale", nn.initializers.constant(10.0), ())
+        bias = self.param("bias", nn.initializers.zeros, ())
+        return scale * (text @ proposals.T) + bias
