@@ -39,8 +39,18 @@ def make(config: Any, system: Any = None, *, progress: Progress | None = None) -
       ConfigError: nothing evaluates this system; DataError: no such data.
     """
     del system
-    if config.system not in SYSTEMS:
-        raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
+    module = _of(config)
     if not config.eval.splits:
         raise ConfigError("eval.splits: name a split, or set eval_every=0 for no evaluation")
-    return importlib.import_module(f"sm_jax.evaluators.{config.system}").make(config, progress=progress)
+    return module.make(config, progress=progress)
+
+
+def metric_names(config: Any) -> list[str]:
+    """Names that the results of evaluation can have in a run, `SPLIT/METRIC`, known before it."""
+    return _of(config).metric_names(config)
+
+
+def _of(config: Any) -> Any:
+    if config.system not in SYSTEMS:
+        raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
+    return importlib.import_module(f"sm_jax.evaluators.{config.system}")

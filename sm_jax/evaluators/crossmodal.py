@@ -18,7 +18,6 @@ from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import proposals, report
 from sm_jax.evaluators.damaged import Damaged
 from sm_jax.evaluators.detection import voc
-from sm_jax.text import Tokenizer
 
 STANDARD, ABSENT = "standard", "absent"
 TEXTS = 64  # phrases that are encoded together
@@ -73,13 +72,13 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
         size=options.get("max_proposals", 100),
     )
     predictor = Predictor(model, rules)
-    tokenizer = Tokenizer(model.vocabulary, model.text_length)
+    encoder = data_lib.make_encoder(config)
     return {
         split: CrossModalEvaluator(
             predictor,
             data_lib.make_phrase_source(config.data, split),
-            tokenizer=tokenizer,
-            image_size=tuple(config.data.image_size),
+            encoder=encoder,
+            image_size=model.image_size,
             kinds=options.get("kinds") or None,
             batch_size=options.get("batch_size", 8),
             max_phrases=options.get("max_phrases", 8),
@@ -93,6 +92,16 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
         )
         for split in options.splits
     }
+
+
+def metric_names(config: Any) -> list[str]:
+    """Every name that evaluation can give, without opening the data; kinds that the source lacks among them."""
+    of_absent = ("false_alarms", "boxes")
+    names = [name for name in proposals.DEFINITIONS if name not in ("AP@", *of_absent)]
+    names += [f"AP@{threshold:.2f}" for threshold in config.eval.get("iou_thresholds", (0.5,))]
+    every = [f"{kind}{name}" for kind in ("", "phrasing/", "pairs/") for name in names]
+    every += [f"{ABSENT}/{name}" for name in of_absent]
+    return [f"{split}/{name}" for split in config.eval.splits for name in every]
 
 
 class CrossModalEvaluator:
@@ -113,7 +122,7 @@ class CrossModalEvaluator:
         predictor: Any,
         source: Any,
         *,
-        tokenizer: Any,
+        encoder: Any,
         image_size: tuple[int, int],
         kinds: Sequence[str] | None = None,
         batch_size: int = 8,
@@ -131,7 +140,7 @@ class CrossModalEvaluator:
         Args:
           predictor: `systems.crossmodal.predict.Predictor`; shared between evaluators, they share programs.
           source: a `PhraseSource`.
-          tokenizer: `encode(phrases)` gives what `predictor.texts` takes; `unknown(phrase)` lists words.
+          encoder: of phrases (see `data.make_encoder`).
           image_size: (height, width) that images are fitted into.
           kinds: of queries; default all that the source has.
           batch_size: images at a time; the last batch is filled up.
@@ -164,7 +173,7 @@ class CrossModalEvaluator:
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise ConfigError(f"eval.{name}: must lie in [0, 1), not {value}")
-        self._predictor, self._source, self._tokenizer = predictor, source, tokenizer
+        self._predictor, self._source, self._encoder = predictor, source, encoder
         self._size, self._kinds = (int(image_size[0]), int(image_size[1])), kinds
         self._batch_size, self._max_phrases = batch_size, max_phrases
         self._iou, self._align, self._score = iou, align_threshold, score_threshold
@@ -198,7 +207,7 @@ class CrossModalEvaluator:
         self._damaged = Damaged()
         asked = {index: self._queries_of(index) for index in self._wanted}
         phrases = sorted({phrase for queries in asked.values() for _, phrase, _ in queries})
-        self.unknown = sorted({word for phrase in phrases for word in self._tokenizer.unknown(phrase)})
+        self.unknown = sorted({word for phrase in phrases for word in self._encoder.unknown(phrase)})
         texts = self._encode(variables, phrases)
         self.scenes = []
         starts = range(0, len(self._wanted), self._batch_size)
@@ -269,7 +278,7 @@ class CrossModalEvaluator:
         for start in range(0, len(phrases), TEXTS):
             some = phrases[start : start + TEXTS]
             filled = some + some[-1:] * (TEXTS - len(some))
-            rows = self._predictor.texts(variables, self._tokenizer.encode(filled))
+            rows = self._predictor.texts(variables, self._encoder.encode(filled))
             vectors |= dict(zip(some, np.asarray(rows)[: len(some)], strict=True))
         return vectors
 

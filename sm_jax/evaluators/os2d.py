@@ -45,6 +45,17 @@ def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
     }
 
 
+def metric_names(config: Any) -> list[str]:
+    """Every name that evaluation can give, without opening the data."""
+    kinds = ("mAP", "mAPw", "recall", "AP_joint")
+    return [
+        f"{split}/{kind}@{threshold:.2f}"
+        for split in config.eval.splits
+        for threshold in config.eval.iou_thresholds
+        for kind in kinds
+    ]
+
+
 class DetectionEvaluator:
     """Average precision of a model on a source (OS2D spec sec. 11 and 12).
 

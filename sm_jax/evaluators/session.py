@@ -11,6 +11,8 @@ from sm_jax.errors import ConfigError
 from sm_jax.evaluators import report
 from sm_jax.training import commandline
 
+GENERATED = ("shelves", "shapes")
+
 
 def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str) -> int:
     """Evaluate by a command line; see `evaluate.py` for the options. Returns the exit status."""
@@ -34,7 +36,7 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
             settings.eval.splits = (values["split"],)
     print(f"evaluating {name} on {settings.data.source}", flush=True)
     out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
-    if settings.data.source != "shelves":
+    if settings.data.source not in GENERATED:
         outside(out, settings.data.source)
     document = {"model": name, "data": settings.data.source, "splits": {}}
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ def _evaluator(source=None, predictor=None, **options):
     return CrossModalEvaluator(
         Predictor() if predictor is None else predictor,
         Cells() if source is None else source,
-        tokenizer=TOKENIZER,
+        encoder=TOKENIZER,
         image_size=CANVAS,
         **options,
     )
