@@ -82,9 +82,7 @@ class RPN(nn.Module):
         """The same for chosen anchors only, computed at their cells: anchors i32 "b s" -> "b s", "b s 4"."""
         kernel, bias = self.conv(features.shape[-1])
         cell, kind = anchors // self.anchors_per_cell, anchors % self.anchors_per_cell
-        patches = jax.vmap(_neighbourhoods)(features, cell)
-        hidden = patches @ kernel.astype(features.dtype).reshape(-1, self.width)
-        logits, codes = self._heads(hidden, bias)
+        logits, codes = self._heads(_convolve_at(features, kernel, cell), bias)
         chosen = jax.nn.one_hot(kind, self.anchors_per_cell, dtype=jnp.float32)
         return {
             "logits": jnp.sum(logits * chosen, axis=-1),
@@ -145,7 +143,7 @@ def rpn_targets(
 
 
 def rpn_loss(
-    logits: Array, codes: Array, targets: RpnTargets, *, weight: float = 1.0
+    logits: Array, codes: Array, targets: RpnTargets, *, weight: float = 1.0, beta: float = 1.0
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of the sampled anchors of a batch.
 
@@ -154,6 +152,7 @@ def rpn_loss(
       codes: f32 "b s 4".
       targets: `RpnTargets` with a leading batch axis.
       weight: weight of the box part.
+      beta: where smooth l1 turns linear.
 
     Returns:
       Scalar loss, and its parts: "cls_loss", binary cross entropy averaged over all samples of the batch, and
@@ -163,7 +162,7 @@ def rpn_loss(
     positive = targets.valid & (targets.labels == 1)
     cls_loss = classification.sigmoid_bce(logits, targets.labels, where=targets.valid)
     total = regression.smooth_l1(
-        codes.astype(jnp.float32), targets.codes, where=positive[..., None], reduce_fn=jnp.sum
+        codes.astype(jnp.float32), targets.codes, beta=beta, where=positive[..., None], reduce_fn=jnp.sum
     )
     box_loss = total / jnp.maximum(jnp.sum(positive), 1)
     return cls_loss + weight * box_loss, {"cls_loss": cls_loss, "box_loss": box_loss}
@@ -208,10 +207,26 @@ def propose(
     }
 
 
-def _neighbourhoods(features: Array, cell: Array) -> Array:
-    """The 3x3 cells around each of the given ones, 0 outside: "h w c", i32 "s" -> "s 9*c"."""
-    height, width, channels = features.shape
-    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0))).reshape(-1, channels)
-    first = cell // width * (width + 2) + cell % width
-    offsets = np.add.outer(np.arange(3) * (width + 2), np.arange(3)).reshape(-1)
-    return padded[first[:, None] + offsets[None, :]].reshape(cell.shape[0], -1)
+def _convolve_at(features: Array, kernel: Array, cell: Array) -> Array:
+    """`convolve` with a 3x3 kernel at some cells: "b h w c", "3 3 c width", i32 "b s" -> "b s width".
+
+    One product for each of the nine neighbours, which are fetched again for the gradient: they would be nine
+    times the size of the chosen features.
+    """
+    batch, height, width, channels = features.shape
+    cells = features.reshape(batch, height * width, channels)
+    row, column = cell // width, cell % width
+
+    @jax.checkpoint
+    def add(total: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
+        step, weights = tap
+        to_row, to_column = row + step[0], column + step[1]
+        inside = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
+        neighbour = jnp.where(inside, to_row * width + to_column, 0)
+        found = jax.vmap(lambda cells, index: cells.at[index].get(mode="promise_in_bounds"))(cells, neighbour)
+        return total + jnp.where(inside[..., None], found @ weights, 0), None
+
+    steps = jnp.stack(jnp.meshgrid(jnp.arange(-1, 2), jnp.arange(-1, 2), indexing="ij"), axis=-1)
+    kernel = kernel.astype(features.dtype).reshape(9, channels, -1)
+    start = jnp.zeros((*cell.shape, kernel.shape[-1]), features.dtype)
+    return jax.lax.scan(add, start, (steps.reshape(9, 2), kernel))[0]

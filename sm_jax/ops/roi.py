@@ -15,12 +15,12 @@ def roi_align(
 ) -> Array:
     """Mean of bilinear samples in every bin of every box (RoIAlign; Mask R-CNN, ICCV 2017, sec. 3).
 
-    Cell centres lie at `stride * (i + 1/2)` ("aligned"). A sample more than one cell before the first or
-    after the last cell centre's half cell (index below -1 or above the number of cells) is 0, one near the
-    border takes the border cell, as in torchvision. A box that is not finite gives 0.
+    The centre of cell i lies at `stride * (i + 1/2)` ("aligned"), so a position x has index `x / stride - 1/2`.
+    As in torchvision, a sample with an index below -1 or above the number of cells is 0, and any other beyond
+    the outer centres takes the border cell. A box that is not finite gives 0.
 
-    The bilinear weight of a sample is a product of one weight per axis, so a box is two small matrices and
-    the result two matrix products, without a gather; gradients to the features are exact.
+    Every bin is a weighted mean of cells, so the result is one matrix product with the map, without a gather;
+    on CPU this is several times faster than the two products of the separable form.
 
     Args:
       features: "h w c".
@@ -35,8 +35,9 @@ def roi_align(
     boxes = jax.lax.stop_gradient(boxes) / stride - 0.5
     rows = _bin_weights(boxes[:, 1], boxes[:, 3], features.shape[0], output_size[0], samples)
     columns = _bin_weights(boxes[:, 0], boxes[:, 2], features.shape[1], output_size[1], samples)
-    rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
-    return jnp.einsum("nih,njw,hwc->nijc", rows, columns, features)
+    weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
+    weights = weights.reshape(*weights.shape[:3], -1).astype(features.dtype)
+    return weights @ features.reshape(-1, features.shape[-1])
 
 
 def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[int, int] = (2, 2)) -> Array:
@@ -44,7 +45,9 @@ def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[in
 
     Rounding as published and in torchvision: the box covers the cells from `round(x1 / stride)` to
     `round(x2 / stride)`, both included (at least one); bin k of b covers those from `floor(k * size / b)` to
-    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map is 0.
+    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map is 0. Neighbouring bins may share
+    cells, and equal cells share the gradient. (Pooling that rounds inclusive corners, as MatConvNet does, is
+    this of `boxes - (0, 0, 1, 1)`.)
 
     Args:
       features: "h w c".
@@ -59,8 +62,14 @@ def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[in
     rows = _bin_cells(boxes[:, 1], boxes[:, 3], features.shape[0], output_size[0])
     columns = _bin_cells(boxes[:, 0], boxes[:, 2], features.shape[1], output_size[1])
     lowest = jnp.array(-jnp.inf, features.dtype)
-    best = jnp.max(jnp.where(rows[:, :, :, None, None], features[None, None], lowest), axis=2)
-    best = jnp.max(jnp.where(columns[:, None, :, :, None], best[:, :, None], lowest), axis=3)
+
+    @jax.checkpoint
+    def pool(box: tuple[Array, Array]) -> Array:
+        rows, columns = box
+        best = jnp.max(jnp.where(rows[:, :, None, None], features[None], lowest), axis=1)
+        return jnp.max(jnp.where(columns[None, :, :, None], best[:, None], lowest), axis=2)
+
+    best = jax.lax.map(pool, (rows, columns))  # one box at a time: all of them would be gigabytes in training
     some = jnp.any(rows, axis=2)[:, :, None] & jnp.any(columns, axis=2)[:, None, :]
     return jnp.where(some[..., None], best, jnp.zeros((), features.dtype))
 
