@@ -19,6 +19,7 @@ from sm_jax import platform
 from sm_jax.errors import run_main
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "os2d.py"
+GENERATED = ("shelves", "shapes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sm_jax import training  # after the platform is settled
     from sm_jax.data.sources.files import outside
     from sm_jax.training import commandline
+    from sm_jax.training.signals import Interrupted
 
     config, options = commandline.parse(
         sys.argv[1:] if argv is None else argv,
@@ -40,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = options["workdir"] or f"runs/{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
     print(f"workdir: {workdir}", flush=True)
     source = config.get("data", {}).get("source", "shelves")
-    if source != "shelves":
+    if source not in GENERATED:
         outside(workdir, source)
     try:
         training.train(config, workdir)
+    except Interrupted:
+        print("stopped before the first step; with this workdir the same command goes on")
     except KeyboardInterrupt:
         print("interrupted twice: left without saving", file=sys.stderr)
         return 130

@@ -53,6 +53,12 @@ class Stream:
             self._shardings = sharding.batch_sharding(batches[0], self._mesh)
         return [sharding.put(batch, self._shardings) for batch in batches]
 
+    def check(self, variables: Any) -> None:
+        """Let the iterator refuse a model that its batches are not for (an iterator may have such a check)."""
+        check = getattr(self._iterator, "check", None)
+        if check is not None:
+            check(variables)
+
     def state(self) -> Any:
         """Where the next batch comes from, as JSON can hold it."""
         if self._boundary is not None:

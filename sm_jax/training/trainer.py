@@ -1,7 +1,7 @@
 """Puts a run together: mesh, data, shapes, shardings, start, loop. It knows a system only by `System`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from sm_jax.errors import ConfigError
 from sm_jax.platform import describe_devices
+from sm_jax.settings import nearest
 from sm_jax.systems.base import System
 from sm_jax.training import optim, rundir, sharding
 from sm_jax.training.checkpoint import Checkpoints
@@ -33,19 +34,29 @@ class Parts(NamedTuple):
       initialize: `(variables, config.init) -> (variables, report lines)`: pretrained weights on fresh ones.
       make_evaluators: `(config, system) -> {name: evaluator}`; `evaluator.run(variables)` yields pairs
         (metric name, value).
+      metric_names: `config -> names` of the results that evaluation will give, as far as they are known
+        before it; None where they are not.
     """
 
     make_system: Callable[[Any], System]
     make_train_iterator: Callable[[Any], Any]
     initialize: Callable[[Any, Any], tuple[Any, list[str]]]
     make_evaluators: Callable[[Any, System], dict[str, Any]]
+    metric_names: Callable[[Any], Sequence[str] | None] = lambda config: None
 
 
 def default_parts() -> Parts:
     """The parts that a config names, from `sm_jax.systems`, `.data`, `.weights` and `.evaluators`."""
-    from sm_jax import data, evaluators, systems, weights
+    from sm_jax import evaluators, systems, weights
+    from sm_jax.training import trunk
 
-    return Parts(systems.make, data.make_train_iterator, weights.initialize, evaluators.make)
+    return Parts(
+        make_system=systems.make,
+        make_train_iterator=trunk.make_train_iterator,
+        initialize=weights.initialize,
+        make_evaluators=evaluators.make,
+        metric_names=evaluators.metric_names,
+    )
 
 
 def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None) -> TrainState:
@@ -63,6 +74,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
     Raises:
       ConfigError: a config that cannot run, here or in this workdir.
       NonFiniteError: a loss, gradient or update was not finite; the checkpoints are from before.
+      Interrupted: a signal came before there was anything to save.
     """
     parts = parts or default_parts()
     folder = rundir.prepare(workdir)
@@ -72,15 +84,16 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
         stop = stack.enter_context(Stop())
         mesh = sharding.make_mesh(config.mesh)
         checkpoints = stack.enter_context(_open_checkpoints(config, folder))
+        _check_best_metric(config, parts)
         latest, position, notes = _find_run(config, folder, checkpoints)
-        stream = stack.enter_context(_open_stream(config, mesh, parts, position))
+        # Bad sections are refused here rather than after data and weights are loaded.
+        system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)
+        optim.make_schedule(config.optim, config.steps)
+        stream = stack.enter_context(_open_stream(config, mesh, parts, position, stop))
         metrics = stack.enter_context(_open_metrics(config, folder, latest))
         for line in (f"devices: {devices}, mesh {dict(mesh.shape)}", *notes):
             metrics.say(line)
 
-        system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)
-        # A bad schedule is refused here rather than after the weights are loaded.
-        optim.make_schedule(config.optim, config.steps)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         new_variables, new_state = _makers(config, system, optimizer, stream.shapes())
         shapes = jax.eval_shape(lambda key: new_state(new_variables(key)), init_key)
@@ -99,6 +112,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             for line in lines:
                 metrics.say(line)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
+        stream.check(state.variables)
 
         if jax.process_index() == 0:  # only now: a run that could not start leaves no config behind
             rundir.write_json(folder / "config.json", rundir.to_dict(config))
@@ -138,6 +152,19 @@ def _open_checkpoints(config: Any, folder: Path) -> Checkpoints:
     )
 
 
+def _check_best_metric(config: Any, parts: Parts) -> None:
+    """Refuse a name that no evaluation gives before the first one, which may be hours away."""
+    section, name = config.checkpoint, config.checkpoint.get("best_metric", "")
+    if not config.get("eval_every", 0) or not section.get("keep_best", 1):
+        return
+    known = parts.metric_names(config)
+    if known is not None and name not in known:
+        raise ConfigError(
+            f"checkpoint.best_metric={name!r} is not among the results{nearest(name, known)}; or set "
+            "checkpoint.keep_best=0"
+        )
+
+
 def _find_run(config: Any, folder: Path, checkpoints: Checkpoints) -> tuple[int | None, Any, list[str]]:
     """The newest checkpoint here, its data iterator state, and what the config changes."""
     latest, data, notes = checkpoints.latest(), None, []
@@ -149,12 +176,14 @@ def _find_run(config: Any, folder: Path, checkpoints: Checkpoints) -> tuple[int 
     return latest, data, notes
 
 
-def _open_stream(config: Any, mesh: jax.sharding.Mesh, parts: Parts, position: Any) -> Stream:
+def _open_stream(config: Any, mesh: jax.sharding.Mesh, parts: Parts, position: Any, stop: Stop) -> Stream:
     sharding.check_batch_size(mesh, config.batch_size)  # before anything that takes time
     accumulate = int(config.optim.get("accumulate", 1))
     if accumulate < 1:
         raise ConfigError(f"optim.accumulate={accumulate} must be at least 1")
-    stream = Stream(parts.make_train_iterator(config), mesh, accumulate=accumulate)
+    with stop.interruptible():  # features that are computed first can take minutes
+        iterator = parts.make_train_iterator(config)
+    stream = Stream(iterator, mesh, accumulate=accumulate)
     if position is not None:
         stream.restore(position)
     return stream

@@ -1,0 +1,231 @@
+"""Cross-modal detection: find the objects that a phrase describes (Ferreira et al. 2023).
+
+    python train.py --config=configs/crossmodal.py
+
+With no argument: a model of less than 10 MB on generated scenes of coloured shapes, from packaged ImageNet
+features, on 2 CPU cores: 1250 steps of 32 images. The first units of the backbone stay as they are; their features are
+computed once and kept on disk (1 GB, in the cache folder; the next run reads them).
+
+Arguments follow a colon and are separated by commas, for example `configs/crossmodal.py:full,epochs=20`:
+
+  runlocal          a run of a minute or two on 2 cores that exercises everything
+  full              the paper's: all of the backbone trains, widths 256; for a GPU
+  data=PATH         your own pictures and phrases: a JSON file (docs/own-data.md); its training phrases give
+                    the vocabulary. Or "shapes" (default), "shelves" (phrases about generated photo scenes)
+  backbone=NAME     registry name or path of the backbone weights (default: mobilenetv2-tv); "random" for none,
+                    and then all of it trains
+  trainable=WHAT    of the backbone: all, lastN (the last N of its 19 units) or heads (nothing of it)
+  epochs=N          default 10; the rate falls by a tenth every 3 epochs, as in the paper
+  steps=N           stop after so many steps instead
+  batch=N           images of a batch (32)
+  p_absent=P        share of training scenes in which nothing is what the phrase asks for (0, as in the paper;
+                    a model that never saw such a scene has never learnt to find nothing)
+  p_union=P         share of phrases about two kinds ("the red circles and the squares"; 0)
+  long_forms        also "circles that are red", "circles colored red"
+  holdout=A+B       never ask for these in training, for example holdout=blue_triangle+red_square; evaluated
+                    apart, as "pairs"
+
+Expected (figures of the paper, not ours): all proposals P .932, R .862, IoU .759; aligned P .948, R .966, IoU
+.767; alignment accuracy .996.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+from sm_jax.errors import ConfigError
+
+EPOCHS = 10
+EPOCHS_PER_DROP = 3
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config for `arg` (see the module's docstring)."""
+    args = parse_arg(
+        arg,
+        runlocal=False,
+        full=False,
+        data="shapes",
+        backbone="mobilenetv2-tv",
+        trainable="",
+        epochs=EPOCHS,
+        steps=0,
+        batch=32,
+        p_absent=0.0,
+        p_union=0.0,
+        long_forms=False,
+        holdout="",
+    )
+    for name in ("epochs", "batch"):
+        if args[name] < 1:
+            raise ConfigError(f"{name}={args[name]}: must be at least 1")
+    config = _published()
+    config.data.source = args.data
+    config.data.shapes.update(p_absent=args.p_absent, p_union=args.p_union, long_forms=args.long_forms)
+    config.data.shapes.holdout_pairs = tuple(
+        pair.replace("_", " ") for pair in args.holdout.split("+") if pair
+    )
+    config.init.backbone = "" if args.backbone == "random" else args.backbone
+    config.batch_size = args.batch
+    if not args.full:
+        _two_cores(config)
+    if args.runlocal:
+        _runlocal(config)
+    if not config.init.backbone:
+        config.model.trainable = "all"  # frozen random features would teach nothing
+    if args.trainable:
+        config.model.trainable = args.trainable
+    config.data.cache_trunk &= config.model.trainable != "all" and bool(config.init.backbone)
+    _by_data(config, epochs=2 if args.runlocal and args.epochs == EPOCHS else args.epochs)
+    if args.steps:
+        config.steps = args.steps
+    return config
+
+
+def _published() -> ConfigDict:
+    """The paper's constants, and where it has none those of our specification."""
+    return ConfigDict(
+        {
+            "system": "crossmodal",
+            "seed": 0,
+            "steps": 0,  # set with the data
+            "batch_size": 32,
+            "log_every": 25,
+            "eval_every": 0,  # set with the data: once per epoch
+            "eval_first": False,
+            "model": {
+                "vocabulary": (),  # set with the data
+                "text_length": 16,
+                "anchor_sizes": (64.0,),
+                "anchor_aspects": (1.0,),
+                "rpn_width": 256,
+                "roi": "align",
+                "proposal_width": 256,
+                "proposal_hidden": 256,
+                "embed": 64,
+                "text_encoder": "transformer",
+                "text_features": 0,
+                "text_width": 64,
+                "text_heads": 2,
+                "text_layers": 1,
+                "text_ffn": 256,
+                "dropout": 0.1,
+                "align": "mlp",
+                "align_hidden": 64,
+                "trainable": "all",
+                "freeze_bn": False,
+                "image_size": (512, 512),
+                "dtype": "float32",
+                "padding": "torch",
+            },
+            "objective": {
+                "positive_iou": 0.6,
+                "negative_iou": 0.1,
+                "force": "per_gt",
+                "max_positives": 32,
+                "rpn_weight": 1.0,
+                "loc_weight": 1.0,
+                "align_weight": 1.0,
+                "align_boxes": "decoded",
+                "gt_mix_steps": 125,  # set with the data: the first epoch
+                "unk_rate": 0.01,
+                "beta": 1.0,
+            },
+            "init": {"backbone": "", "model": ""},
+            "data": {
+                "source": "shapes",
+                "max_boxes": 20,
+                "flips": False,
+                "workers": 2,
+                "cache_dir": "",
+                "cache_trunk": False,
+                "text_features": "",  # .npz of sentence embeddings, for model.text_encoder=features
+                "shapes": {
+                    "seed": 0,
+                    "num_train": 4000,
+                    "num_val": 500,
+                    "num_test": 500,
+                    "image_size": (512, 512),
+                    "count": (10, 20),
+                    "size_range": (48, 80),
+                    "max_iou": 0.0,
+                    "triangle_box": "square",
+                    "p_absent": 0.0,
+                    "p_union": 0.0,
+                    "long_forms": False,
+                    "holdout_phrasing": 0.1,
+                    "holdout_pairs": (),
+                },
+                "shelves": {"num_train": 2000, "num_val": 100, "num_test": 100, "image_size": (512, 512)},
+            },
+            "optim": {
+                "name": "sgd",
+                "lr": 1e-2,
+                "momentum": 0.9,
+                "weight_decay": 1e-5,
+                "clip_norm": 10.0,
+                "schedule": "multistep",
+                "milestones": (),  # set with the data
+                "gamma": 0.9,
+                "warmup": 0,
+                "lr_end": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "loss_scale": "auto",
+                "reload_best_at_drop": False,
+                "accumulate": 1,
+                "ema": 0.0,
+            },
+            "mesh": {"data": -1, "fsdp": 1},
+            "distributed": False,
+            # The paper takes the last epoch: nothing is selected by validation.
+            "checkpoint": {"every": 0, "keep": 2, "keep_best": 0, "best_metric": "", "mode": "max"},
+            "eval": {
+                "splits": ("val",),
+                "kinds": (),
+                "min_conf": 0.5,
+                "nms_iou": 0.5,
+                "max_proposals": 100,
+                "match_iou": 0.5,
+                "align_threshold": 0.5,
+                "score_threshold": 0.5,
+                "iou_thresholds": (0.5,),
+                "batch_size": 8,
+                "max_phrases": 8,
+                "max_images": 0,
+                "pictures": 8,
+            },
+        }
+    )
+
+
+def _two_cores(config: ConfigDict) -> None:
+    """A model of less than 10 MB in half precision, whose last units learn on stored features."""
+    config.model.update(rpn_width=96, proposal_width=96, trainable="last5")
+    config.data.cache_trunk = True
+    config.eval.max_images = 100  # while training; `evaluate.py --config.eval.max_images=0` takes all
+
+
+def _runlocal(config: ConfigDict) -> None:
+    """Everything once, on small pictures of a few shapes."""
+    config.update(batch_size=4, log_every=2, eval_first=True)
+    config.model.update(rpn_width=32, proposal_width=32, image_size=(192, 192), trainable="last2")
+    config.data.shapes.update(num_train=16, num_val=4, num_test=4, image_size=(192, 192), count=(2, 4))
+    config.data.shelves.update(num_train=16, num_val=4, num_test=4, image_size=(192, 192))
+    config.eval.update(max_images=4, pictures=2, batch_size=4)
+
+
+def _by_data(config: ConfigDict, *, epochs: int) -> None:
+    """What follows from the training data: the vocabulary, and the schedule counted in epochs.
+
+    With N images an epoch is N / batch_size steps. The rate is multiplied by `gamma` every 3 epochs (StepLR of
+    the paper), the alignment sees annotated boxes beside its own during the first, and each is evaluated.
+    """
+    from sm_jax.data import make_phrase_source  # reads the phrases; needs neither jax nor the pictures
+
+    train = make_phrase_source(config.data, "train")
+    config.model.vocabulary = tuple(train.vocabulary)
+    steps = max(1, -(-len(train) // config.batch_size))
+    config.steps = epochs * steps
+    config.eval_every = config.checkpoint.every = config.objective.gt_mix_steps = steps
+    config.optim.milestones = tuple(range(EPOCHS_PER_DROP * steps, config.steps, EPOCHS_PER_DROP * steps))
