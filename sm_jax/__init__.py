@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load": "api",
     "Detector": "api",
+    "PhraseDetector": "phrase_detector",
     "Detections": "detections",
+    "PhraseDetections": "detections",
     "Request": "requests",
     "RequestBank": "requests",
     "SmJaxError": "errors",

@@ -123,6 +123,5 @@ def _kept(letter: str) -> str:
 
 def _short(text: str) -> str:
     """The phrase as an error message shows it: quoted, on one line, not too long."""
-    return (
-        ascii(text) if not text.isprintable() else repr(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))
-    )
+    shown = text[:_SHOWN] + ("..." if len(text) > _SHOWN else "")
+    return repr(shown) if shown.isprintable() else ascii(shown)
