@@ -15,8 +15,7 @@ def roi_align(
 ) -> Array:
     """Mean of bilinear samples in every bin of every box (RoIAlign; Mask R-CNN, ICCV 2017, sec. 3).
 
-    The centre of cell i lies at `stride * (i + 1/2)` ("aligned"), so a position x has index `x / stride - 1/2`.
-    As in torchvision, a sample with an index below -1 or above the number of cells is 0, and any other beyond
+    The centre of cell i lies at `stride * (i + 1/2)` ("aligned"): position x has index `x / stride - 1/2`. As in torchvision, a sample with an index below -1 or above the number of cells is 0, and any other beyond
     the outer centres takes the border cell. A box that is not finite gives 0.
 
     Every bin is a weighted mean of cells, so the result is one matrix product with the map, without a gather;
@@ -45,9 +44,9 @@ def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[in
 
     Rounding as published and in torchvision: the box covers the cells from `round(x1 / stride)` to
     `round(x2 / stride)`, both included (at least one); bin k of b covers those from `floor(k * size / b)` to
-    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map is 0. Neighbouring bins may share
-    cells, and equal cells share the gradient. (Pooling that rounds inclusive corners, as MatConvNet does, is
-    this of `boxes - (0, 0, 1, 1)`.)
+    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map, or of a box that is
+    not finite, is 0. Neighbouring bins may share cells, and equal cells share the gradient. (Pooling that rounds inclusive corners, as MatConvNet
+    does, is this of `boxes - (0, 0, 1, 1)`.)
 
     Args:
       features: "h w c".
@@ -87,14 +86,18 @@ def _bin_weights(low: Array, high: Array, cells: int, bins: int, samples: int) -
 
 def _bin_cells(low: Array, high: Array, cells: int, bins: int) -> Array:
     """Which cells belong to every bin: ends "n" in cells -> bool "n bins cells"."""
-    low, high = _round_half_away(low)[:, None], _round_half_away(high)[:, None]
-    size = jnp.maximum(high - low + 1, 1)
-    number = jnp.arange(bins, dtype=jnp.float32)[None, :]
-    start, end = low + jnp.floor(number * size / bins), low + jnp.ceil((number + 1) * size / bins)
-    cell = jnp.arange(cells, dtype=jnp.float32)[None, None, :]
-    return (cell >= start[..., None]) & (cell < end[..., None])
+    real = jnp.isfinite(low) & jnp.isfinite(high)
+    low, high = _round_half_away(low), _round_half_away(high)
+    size = jnp.maximum(high - low + 1, 1)[:, None]
+    number = jnp.arange(bins)[None, :]
+    start = low[:, None] + number * size // bins
+    end = low[:, None] + -(-(number + 1) * size // bins)
+    cell = jnp.arange(cells)[None, None, :]
+    return (cell >= start[..., None]) & (cell < end[..., None]) & real[:, None, None]
 
 
 def _round_half_away(x: Array) -> Array:
-    """C's `round`: halves away from 0."""
-    return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
+    """C's `round`, halves away from 0, as int32 (exact divisions follow); 0 for what is not a number."""
+    far = 2.0**20  # of any map; bins of so large a box still fit the type
+    x = jnp.clip(jnp.nan_to_num(x, nan=0.0, posinf=far, neginf=-far), -far, far)
+    return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5)).astype(jnp.int32)
