@@ -174,7 +174,7 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     options = crossmodal.BatchOptions(
         batch_size=config.batch_size,
         image_size=tuple(config.model.image_size),
-        max_boxes=data.max_boxes,
+        max_boxes=max(data.max_boxes, source.most_boxes),
         flips=data.get("flips", False),
     )
     encoder = make_encoder(config, source)

@@ -36,7 +36,8 @@ class BatchOptions:
     Attributes:
       batch_size: images of a global batch.
       image_size: (height, width) that every image is fitted into.
-      max_boxes: boxes kept per image; those that the phrase does not mean give way first.
+      max_boxes: boxes kept per image; take the most that an image has, for the rest would count as background
+        (those that the phrase means stay).
       flips: mirror half of the images; not for phrases that say left or right.
     """
 

@@ -14,10 +14,12 @@ class PhraseSource(Protocol):
     Attributes:
       query_kinds: the kinds of phrases that `queries` knows; the first is "standard".
       vocabulary: every word that the phrases of this split can use.
+      most_boxes: of one image.
     """
 
     query_kinds: tuple[str, ...]
     vocabulary: tuple[str, ...]
+    most_boxes: int
 
     def __len__(self) -> int: ...
 

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 MAX_TRIES, MAX_RESTARTS = 200, 100
+FEW = 16  # tries that mostly suffice
 
 
 @functools.cache
@@ -45,11 +46,13 @@ def place(
     Every square takes the first of at most `MAX_TRIES` uniform places at which its IoU with those before it
     is at most `max_iou`; if one finds none, all are placed anew. None after `MAX_RESTARTS` of that.
     """
+    span = np.stack([size[1] - sides + 1, size[0] - sides + 1], axis=-1)[:, None, :]
     for _ in range(MAX_RESTARTS):
+        tries = (rng.random((len(sides), MAX_TRIES, 2)) * span).astype(np.int64)
         placed: list[tuple[int, int, int, int]] = []
-        for side in sides.tolist():
-            tries = rng.integers((size[1] - side + 1, size[0] - side + 1), size=(MAX_TRIES, 2))
-            corner = _first_free(placed, side, tries, max_iou)
+        for side, own in zip(sides.tolist(), tries, strict=True):
+            corner = _first_free(placed, side, own[:FEW], max_iou)
+            corner = corner or _first_free(placed, side, own[FEW:], max_iou)
             if corner is None:
                 break
             placed.append(corner)
@@ -59,7 +62,7 @@ def place(
 
 
 def _first_free(placed, side, tries, max_iou) -> tuple[int, int, int, int] | None:
-    for x, y in tries.tolist():  # a few tries suffice, so plain integers beat arrays
+    for x, y in tries.tolist():  # so few that plain integers beat arrays
         for left, top, right, bottom in placed:
             width = min(x + side, right) - max(x, left)
             height = min(y + side, bottom) - max(y, top)

@@ -90,6 +90,11 @@ class ShapeScenes:
         """Every word the phrases can use."""
         return grammar.vocabulary(long_forms=self._long_forms, unions=self._p_union > 0)
 
+    @property
+    def most_boxes(self) -> int:
+        """Of one scene."""
+        return self._count[1]
+
     def __len__(self) -> int:
         return self._length
 

@@ -132,6 +132,11 @@ class PhraseRecords:
         """Every word of the phrases, sorted."""
         return text.Tokenizer.from_texts(self.phrases).vocabulary
 
+    @property
+    def most_boxes(self) -> int:
+        """Of one picture."""
+        return max(len(record.boxes) for record in self._records)
+
     def __len__(self) -> int:
         return len(self._records)
 
