@@ -95,11 +95,11 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
 
 
 def metric_names(config: Any) -> list[str]:
-    """Every name that evaluation can give, without opening the data; kinds that the source lacks among them."""
-    of_absent = ("false_alarms", "boxes")
-    names = [name for name in proposals.DEFINITIONS if name not in ("AP@", *of_absent)]
+    """Every name that evaluation can give, without opening the data, which may lack some kinds of phrases."""
+    plain, of_absent = ("precision", "recall", "iou"), ("false_alarms", "boxes")
+    names = [name for name in proposals.DEFINITIONS if name not in (*plain, *of_absent, "AP@")]
     names += [f"AP@{threshold:.2f}" for threshold in config.eval.get("iou_thresholds", (0.5,))]
-    every = [f"{kind}{name}" for kind in ("", "phrasing/", "pairs/") for name in names]
+    every = [*plain, *(f"{prefix}{name}" for prefix in ("", "phrasing/", "pairs/") for name in names)]
     every += [f"{ABSENT}/{name}" for name in of_absent]
     return [f"{split}/{name}" for split in config.eval.splits for name in every]
 

@@ -61,12 +61,13 @@ def detection_table(evaluator: Any) -> str:
     width = max((len(evaluator.class_names[label]) for _, label in rows), default=0)
     width = min(max(width, 5), 40)
     lines.append(f"  {'class':<{width}} {'AP':>6} {'recall':>6} {'boxes':>6}")
-    for ap, label in rows[:MAX_ROWS]:
+    listed = rows if len(rows) <= MAX_ROWS + 1 else rows[:MAX_ROWS]  # a line for a single row saves nothing
+    for ap, label in listed:
         recall, boxes = result.recall_per_class[label], result.n_pos[label]
         name = evaluator.class_names[label][:width]
         lines.append(f"  {name:<{width}} {ap:6.3f} {recall:6.3f} {boxes:6d}")
-    if len(rows) > MAX_ROWS:
-        lines.append(f"  and {len(rows) - MAX_ROWS} better ones (all are in the JSON file)")
+    if len(listed) < len(rows):
+        lines.append(f"  and {len(rows) - len(listed)} more, none of lower AP (all are in the JSON file)")
     return "\n".join(lines + left_out(evaluator.skipped))
 
 

@@ -2,15 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from sm_jax import draw
+from sm_jax import data, draw, evaluators
 from sm_jax.errors import ConfigError, DataError
-from sm_jax.evaluators import report
+from sm_jax.evaluators import report, session
 from sm_jax.evaluators.crossmodal import CrossModalEvaluator
+from sm_jax.systems.crossmodal import predict
 from tests.evaluators.fake_phrases import CANVAS, TOKENIZER, Cells, Predictor
 
 
@@ -243,3 +246,84 @@ def test_progress_wraps_the_batches():
     seen = []
     dict(_evaluator(progress=lambda items, name: seen.append((name, len(items))) or items).run({}))
     assert seen == [("images", 2)]
+
+
+def _config(**options):
+    sections = {
+        "system": "crossmodal",
+        "model": {"vocabulary": TOKENIZER.vocabulary, "text_length": 8, "image_size": CANVAS},
+        "data": {"source": "shapes"},
+        "init": {"backbone": "", "model": "mine"},
+        "eval": {"splits": ("val", "test"), "min_conf": 0.25, "max_proposals": 7, **options},
+    }
+    return ConfigDict(sections)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """The predictor and the source in memory in place of those that a config names."""
+    made = []
+
+    def make_predictor(model, rules):
+        made.append((model, rules))
+        return Predictor()
+
+    monkeypatch.setattr(predict, "Predictor", make_predictor)
+    monkeypatch.setattr(data, "make_phrase_source", lambda section, split: Cells(n=2 + (split == "val")))
+    return made
+
+
+def test_the_config_says_what_is_evaluated_and_one_predictor_serves_all_splits(fakes):
+    found = evaluators.make(_config(max_images=2, iou_thresholds=(0.5, 0.75)))
+    assert list(found) == ["val", "test"] and all(evaluator.paper for evaluator in found.values())
+    ((model, rules),) = fakes
+    assert (model.image_size, rules.min_conf, rules.size) == (CANVAS, 0.25, 7)
+    results = {f"{split}/{name}" for split, evaluator in found.items() for name, _ in evaluator.run({})}
+    assert found["val"].indices == [0, 2]
+    names = evaluators.metric_names(_config(iou_thresholds=(0.5, 0.75)))
+    assert results <= set(names) and set(names) - results == {name for name in names if "/pairs/" in name}
+
+
+def test_a_section_that_cannot_be_used_is_one_line(fakes):
+    with pytest.raises(ConfigError, match="eval.splits"):
+        evaluators.make(_config(splits=()))
+    with pytest.raises(ConfigError, match="eval.batch_size"):
+        evaluators.make(_config(batch_size=0))
+    with pytest.raises(ConfigError, match="min_conf"):
+        evaluators.make(_config(min_conf=2.0))
+
+
+def test_evaluate_from_its_command_line_to_its_files(fakes, tmp_path, monkeypatch, capsys):
+    import evaluate
+
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    monkeypatch.setattr(session.pretrained, "begin", lambda config: ({}, ["everything: made up"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session.commandline, "load_config", lambda spec: _config(pictures=1))
+    assert evaluate.main(["--config=mine.py", "--split=test", "--out=results"]) == 0
+    printed = capsys.readouterr().out
+    assert "everything: made up" in printed and "the start of a run (model mine) on shapes" in printed
+    assert "test: 2 images, phrases: 2 standard" in printed and "aligned_recall_matched:" in printed
+    document = json.loads(Path("results/results.json").read_text())
+    (split,) = document["splits"]
+    assert split == "test" and document["splits"][split]["metrics"]["align_accuracy"] == 1.0
+    assert document["splits"][split]["kinds"]["standard"]["align_accuracy"]["micro"] == 1.0
+    assert [path.name for path in Path("results/test").iterdir()] == ["0000.png"]
+
+
+@pytest.mark.slow
+def test_a_real_model_of_generated_scenes(tmp_path, monkeypatch, capsys):
+    """Packaged features, the real predictor: everything is measured with one program of each kind."""
+    import evaluate
+
+    config = Path(evaluate.__file__).parent / "configs" / "crossmodal.py"
+    made = []
+    real = predict.Predictor
+    monkeypatch.setattr(predict, "Predictor", lambda *args: made.append(real(*args)) or made[-1])
+    monkeypatch.setattr(evaluate.platform, "setup", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    words = [f"--config={config}:runlocal", "--config.eval.min_conf=0.1", "--config.eval.pictures=0"]
+    assert evaluate.main(words) == 0
+    metrics = json.loads(Path("runs/evaluation/results.json").read_text())["splits"]["val"]["metrics"]
+    assert 0 < metrics["recall"] <= 1 and 0 < metrics["iou"] <= 1 and "absent/false_alarms" in metrics
+    assert dict(made[0].compiles) == {"proposals": 1, "texts": 1, "scores": 1}
