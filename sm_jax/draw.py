@@ -60,6 +60,7 @@ def detections(
     for box in np.asarray(truth if truth is not None else np.zeros((0, 4)), np.float64).reshape(-1, 4):
         _dashed(pen, _drawable(box * step, layer.size), width * fine)
     order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))
+    copies = _copies(boxes, order[::-1])
     for index in order:
         colour = colour_of(names.index(labels[index]))
         if corners is not None:
@@ -69,6 +70,8 @@ def detections(
                 [*outline, outline[0]], fill=(*colour, 170), width=max(1, width * fine // 2), joint="curve"
             )
         box = _drawable(np.asarray(boxes[index], np.float64) * step, layer.size)
+        inset = min(2 * copies[index] * width * fine, (box[2] - box[0]) // 2, (box[3] - box[1]) // 2)
+        box = [box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset]
         pen.rectangle(box, outline=(255, 255, 255, 200), width=(width + 1) * fine)
         pen.rectangle(box, outline=(*colour, 255), width=width * fine)
     canvas = canvas.convert("RGBA")
@@ -84,7 +87,7 @@ def detections(
         if captions is not None:
             text = captions[index]
         if text:
-            _caption(pen, canvas.size, place, text, font, names.index(name))
+            _caption(pen, canvas.size, place, text, font, names.index(name), copies[index])
     canvas = canvas.convert("RGB")
     return canvas if queries is None else _with_panel(canvas, names, queries, list(labels))
 
@@ -124,13 +127,28 @@ def _dashed(pen, box, width):
             pen.line(points, fill=(255, 255, 255, 255), width=width)
 
 
-def _caption(pen, size, box, text, font, index):
-    """White text on the label's colour, above the box if there is room, always inside the picture."""
+def _copies(boxes, order) -> list[int]:
+    """Of each box, how many equal ones come before it in `order`: these are drawn inside one another."""
+    seen: dict[tuple, int] = {}
+    copies = [0] * len(boxes)
+    for index in order:
+        key = tuple(np.round(np.asarray(boxes[index], np.float64)))
+        copies[index] = seen.get(key, 0)
+        seen[key] = copies[index] + 1
+    return copies
+
+
+def _caption(pen, size, box, text, font, index, below):
+    """White text on the label's colour, above the box if there is room, always inside the picture.
+
+    `below` is how many captions of equal boxes stand above this one.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(2, (bottom - top) // 5)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
     x = min(max(0, box[0]), max(0, size[0] - width))
-    y = box[1] - height if box[1] >= height else max(0.0, min(box[1], size[1] - height))
+    y = (box[1] - height if box[1] >= height else max(0.0, box[1])) + below * height
+    y = max(0.0, min(y, size[1] - height))
     pen.rectangle([x, y, x + width, y + height], fill=colour_of(index))
     pen.text((x + pad - left, y + pad - top), text, font=font, fill=PAPER)
 

@@ -81,3 +81,15 @@ def test_the_panel_shows_phrases_in_their_colours():
 def test_a_word_of_any_length_is_cut_at_once():
     names = dict.fromkeys(["a" * 1_000_000])
     draw.detections(IMAGE, np.zeros((0, 4)), labels=[], queries=names)
+
+
+def test_equal_boxes_lie_inside_one_another():
+    """Two phrases that mean one object: both colours and both captions are seen."""
+    boxes = np.tile(np.array([[200, 100, 400, 250]], np.float32), (2, 1))
+    for labels in (["a", "b"], ["b", "a"]):
+        picture = draw.detections(IMAGE, boxes, labels=labels, scores=np.array([0.9, 0.8]))
+        pixels = np.asarray(picture, int)
+        for index in range(2):
+            near = np.abs(pixels - np.array(draw.colour_of(index))).sum(axis=-1) < 30
+            assert near[90:260, 190:410].sum() > 500  # the frame
+            assert near[:130].sum() - near[130:160].sum() > 100  # the caption
