@@ -73,10 +73,8 @@ class RPN(nn.Module):
         """All anchors: features "b h w c" -> {"logits" "b n", "codes" "b n 4"}."""
         kernel, bias = self.conv(features.shape[-1])
         logits, codes = self._heads(convolve(features, kernel), bias)
-        return {
-            "logits": logits.reshape(features.shape[0], -1),
-            "codes": codes.reshape(features.shape[0], -1, 4),
-        }
+        shape = (features.shape[0], features.shape[1] * features.shape[2] * self.anchors_per_cell)
+        return {"logits": logits.reshape(shape), "codes": codes.reshape(*shape, 4)}
 
     def at(self, features: Array, anchors: Array) -> dict[str, Array]:
         """The same for chosen anchors only, computed at their cells: anchors i32 "b s" -> "b s", "b s 4"."""

@@ -15,7 +15,8 @@ def roi_align(
 ) -> Array:
     """Mean of bilinear samples in every bin of every box (RoIAlign; Mask R-CNN, ICCV 2017, sec. 3).
 
-    The centre of cell i lies at `stride * (i + 1/2)` ("aligned"): position x has index `x / stride - 1/2`. As in torchvision, a sample with an index below -1 or above the number of cells is 0, and any other beyond
+    The centre of cell i lies at `stride * (i + 1/2)` ("aligned"): position x has index `x / stride - 1/2`.
+    As in torchvision, a sample with an index below -1 or above the number of cells is 0, and any other beyond
     the outer centres takes the border cell. A box that is not finite gives 0.
 
     Every bin is a weighted mean of cells, so the result is one matrix product with the map, without a gather;
@@ -35,7 +36,9 @@ def roi_align(
     rows = _bin_weights(boxes[:, 1], boxes[:, 3], features.shape[0], output_size[0], samples)
     columns = _bin_weights(boxes[:, 0], boxes[:, 2], features.shape[1], output_size[1], samples)
     weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
-    weights = weights.reshape(*weights.shape[:3], -1).astype(features.dtype)
+    weights = weights.reshape(*weights.shape[:3], features.shape[0] * features.shape[1]).astype(
+        features.dtype
+    )
     return weights @ features.reshape(-1, features.shape[-1])
 
 
@@ -44,9 +47,9 @@ def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[in
 
     Rounding as published and in torchvision: the box covers the cells from `round(x1 / stride)` to
     `round(x2 / stride)`, both included (at least one); bin k of b covers those from `floor(k * size / b)` to
-    `ceil((k + 1) * size / b)` (excluded); a bin without cells inside the map, or of a box that is
-    not finite, is 0. Neighbouring bins may share cells, and equal cells share the gradient. (Pooling that rounds inclusive corners, as MatConvNet
-    does, is this of `boxes - (0, 0, 1, 1)`.)
+    `ceil((k + 1) * size / b)` (excluded). A bin without cells inside the map, or of a box that is not finite,
+    is 0. Neighbouring bins may share cells, and equal cells share the gradient. (Pooling of inclusive
+    corners, as in MatConvNet, is this of `boxes - (0, 0, 1, 1)`.)
 
     Args:
       features: "h w c".
