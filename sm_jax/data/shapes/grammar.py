@@ -67,6 +67,7 @@ def divided(meaning: Meaning, share: float, *, long_forms: bool = False) -> tupl
     return tuple(p for p in every if p not in held), tuple(p for p in every if p in held)
 
 
+@functools.cache
 def vocabulary(*, long_forms: bool = False, unions: bool = False) -> tuple[str, ...]:
     """Every word of the grammar, sorted."""
     found = {w for meaning in MEANINGS for p in phrases(meaning, long_forms=long_forms) for w in p.split()}
@@ -79,7 +80,7 @@ def parse(phrase: str) -> tuple[Meaning, ...]:
     Raises:
       TextError: a word outside the grammar, or a part that names neither colour, shape nor generic noun.
     """
-    known = set(vocabulary(long_forms=True, unions=True))
+    known = vocabulary(long_forms=True, unions=True)
     found = text.words(phrase)
     for word in found:
         if word not in known:

@@ -108,8 +108,8 @@ def open_source(path: str | Path, *, split: str = "train") -> "PhraseRecords":
     records, notes = splits.split_records(collection, split)
     if not records:
         raise DataError(f"{path}: split {split!r} has no pictures")
-    for note in [*collection.notes, *notes, *collection.problems]:
-        _log.warning("%s: %s", path, note)
+    for line in [*(f"{path}: {note}" for note in [*collection.notes, *notes]), *collection.problems]:
+        _log.warning("%s", line)
     return PhraseRecords(records)
 
 
