@@ -3,8 +3,8 @@
     python train.py --config=configs/crossmodal.py
 
 With no argument: a model of less than 10 MB on generated scenes of coloured shapes, from packaged ImageNet
-features, on 2 CPU cores: 1250 steps of 32 images. The first units of the backbone stay as they are; their features are
-computed once and kept on disk (1 GB, in the cache folder; the next run reads them).
+features, on 2 CPU cores: 1250 steps of 32 images. The first units of the backbone stay as they are; their
+features are computed once and kept on disk (1 GB, in the cache folder; the next run reads them).
 
 Arguments follow a colon and are separated by commas, for example `configs/crossmodal.py:full,epochs=20`:
 
@@ -12,8 +12,8 @@ Arguments follow a colon and are separated by commas, for example `configs/cross
   full              the paper's: all of the backbone trains, widths 256; for a GPU
   data=PATH         your own pictures and phrases: a JSON file (docs/own-data.md); its training phrases give
                     the vocabulary. Or "shapes" (default), "shelves" (phrases about generated photo scenes)
-  backbone=NAME     registry name or path of the backbone weights (default: mobilenetv2-tv); "random" for none,
-                    and then all of it trains
+  backbone=NAME     registry name or path of the backbone weights (default: mobilenetv2-tv); "random" for
+                    none, and then all of it trains
   trainable=WHAT    of the backbone: all, lastN (the last N of its 19 units) or heads (nothing of it)
   epochs=N          default 10; the rate falls by a tenth every 3 epochs, as in the paper
   steps=N           stop after so many steps instead
@@ -218,8 +218,8 @@ def _runlocal(config: ConfigDict) -> None:
 def _by_data(config: ConfigDict, *, epochs: int) -> None:
     """What follows from the training data: the vocabulary, and the schedule counted in epochs.
 
-    With N images an epoch is N / batch_size steps. The rate is multiplied by `gamma` every 3 epochs (StepLR of
-    the paper), the alignment sees annotated boxes beside its own during the first, and each is evaluated.
+    With N images an epoch is N / batch_size steps. The rate is multiplied by `gamma` every 3 epochs (StepLR
+    in the paper), the alignment sees annotated boxes beside its own in the first, and each is evaluated.
     """
     from sm_jax.data import make_phrase_source  # reads the phrases; needs neither jax nor the pictures
 

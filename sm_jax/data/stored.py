@@ -8,7 +8,7 @@ from sm_jax.errors import DataError, ImageError
 
 
 class StoredFeatures:
-    """Rows of an `.npy` file, read from disk when they are asked for; picklable, so that workers open it anew.
+    """Rows of an `.npy` file, read from disk when they are asked for; a worker that gets it opens it anew.
 
     Args:
       path: of an array (pictures, h, w, c). A row of NaN stands for a picture that could not be read.

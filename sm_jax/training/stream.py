@@ -54,7 +54,7 @@ class Stream:
         return [sharding.put(batch, self._shardings) for batch in batches]
 
     def check(self, variables: Any) -> None:
-        """Let the iterator refuse a model that its batches are not for (an iterator may have such a check)."""
+        """Let the iterator refuse a model that its batches are not for, if it has a `check` of its own."""
         check = getattr(self._iterator, "check", None)
         if check is not None:
             check(variables)

@@ -46,7 +46,7 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
       say: takes each line of what happens; default: prints it on the first process.
 
     Raises:
-      ConfigError: features that may change cannot be stored, or the disk is too full; DataError, WeightsError.
+      ConfigError: features that change cannot be stored, or the disk is too full; DataError, WeightsError.
     """
     from sm_jax import data
 
@@ -62,7 +62,7 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
 
 
 class Checked:
-    """A training iterator on stored features; `check` tells whether a model's trunk is the one they are of."""
+    """A training iterator on stored features; `check` tells whether they are those of a model's trunk."""
 
     def __init__(self, iterator: Any, trunk: "Trunk"):
         self._iterator, self._trunk = iterator, trunk
@@ -75,8 +75,8 @@ class Checked:
         """Raise `WeightsError` if training would go on from other frozen units than the features are of."""
         if self._trunk.hash_of(variables) != self._trunk.weights_hash:
             raise WeightsError(
-                "the frozen units of this run are not those that config.init names: the file has changed since; "
-                "set data.cache_trunk=False, or use another --workdir"
+                "the frozen units of this run are not those that config.init names: the file has changed "
+                "since; set data.cache_trunk=False, or use another --workdir"
             )
 
 
@@ -240,9 +240,9 @@ class Trunk:
         free = shutil.disk_usage(partial.parent).free
         if free < needed * FREE:
             raise ConfigError(
-                f"data.cache_trunk: {self._describe()} do not fit into {partial.parent}, where {free / 1e9:.2f} "
-                "GB are free; name another folder with data.cache_dir (or the environment variable "
-                "SM_JAX_CACHE), or set data.cache_trunk=False"
+                f"data.cache_trunk: {self._describe()} do not fit into {partial.parent}, where "
+                f"{free / 1e9:.2f} GB are free; name another folder with data.cache_dir (or the environment "
+                "variable SM_JAX_CACHE), or set data.cache_trunk=False"
             )
         return np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=self.shape), 0
 
@@ -260,7 +260,8 @@ class Trunk:
                 damaged.append(index)
                 if len(damaged) > max(1, MAX_DAMAGED_SHARE * count):
                     raise DataError(
-                        f"more than 1 % of the images cannot be read ({error}); `sm-jax data check` lists them"
+                        f"more than 1 % of the images cannot be read ({error}); "
+                        "`sm-jax data check` lists them"
                     ) from None
                 return canvas
             canvas[: image.shape[0], : image.shape[1]] = transforms.normalize(image)

@@ -110,13 +110,19 @@ def read_foreign(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def convert_file(
-    source: str | os.PathLike, target: str | os.PathLike, *, format: str = "auto", dtype: str = "f32"
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    format: str = "auto",
+    dtype: str = "f32",
+    **options: Any,
 ) -> formats.Converted:
     """Convert a published file into a safetensors file in our naming; its metadata says where it came from.
 
-    `dtype` "f16" stores convolution kernels in half precision. Returns what was written.
+    `dtype` "f16" stores convolution kernels in half precision; `options` are those of the format's converter.
+    Returns what was written.
     """
-    converted = formats.convert(read_foreign(source), format=format, where=str(source))
+    converted = formats.convert(read_foreign(source), format=format, where=str(source), **options)
     metadata = {
         "architecture": str(converted.architecture),
         "source_format": converted.format,

@@ -1,4 +1,4 @@
-"""`sm-jax weights list | show | convert | verify`."""
+"""`sm-jax weights list | show | convert | export | verify`."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import checkpoints, formats, registry
+from sm_jax.weights import checkpoints, export, formats, registry
 from sm_jax.weights.io import DTYPES, read_tensors, sha256
 
 
@@ -29,8 +29,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     action.add_argument("output", help="the .safetensors file to write")
     action.add_argument("--format", default="auto", choices=("auto", *formats.CONVERTERS))
     action.add_argument("--dtype", default="f32", choices=tuple(DTYPES), help="of the convolution kernels")
+    action.add_argument(
+        "--pixel-std",
+        nargs=3,
+        type=float,
+        metavar=("R", "G", "B"),
+        help="INPUT.PIXEL_STD of a maskrcnn-benchmark model (1 1 1)",
+    )
+    action.add_argument(
+        "--rgb255", action="store_true", help="a maskrcnn-benchmark model with INPUT.TO_BGR255 off"
+    )
     action.add_argument("--force", action="store_true", help="replace an existing output file")
     action.set_defaults(run=run_convert)
+
+    action = actions.add_parser(
+        "export", help="the model of a training run as one .safetensors file with its config"
+    )
+    action.add_argument("workdir", help="the folder of the run")
+    action.add_argument("--out", required=True, metavar="FILE", help="the .safetensors file to write")
+    action.add_argument("--step", default="", help="a step, best or last (default: best if evaluated so)")
+    action.add_argument("--dtype", default="f16", choices=tuple(DTYPES), help="of kernels and tables")
+    action.add_argument("--force", action="store_true", help="replace an existing file")
+    action.set_defaults(run=run_export)
 
     action = actions.add_parser("verify", help="check hash, structure and finiteness")
     action.add_argument("names", nargs="*", help="names or paths; without any, all that are on this machine")
@@ -111,9 +131,12 @@ def run_show(args: argparse.Namespace) -> int:
     for key, value in sorted(metadata.items()):
         line(f"[{key}]", value)
     try:
-        converted = formats.convert(tensors, where=str(path))
-        line("fits", f"{converted.architecture}, in {converted.format} names")
-        line("ignored", str(len(converted.ignored)))
+        if what := export.verify(path):
+            line("fits", what)
+        else:
+            converted = formats.convert(tensors, where=str(path))
+            line("fits", f"{converted.architecture}, in {converted.format} names")
+            line("ignored", str(len(converted.ignored)))
     except WeightsError as error:
         line("fits", f"no network of sm_jax: {str(error).splitlines()[0]}")
     elements = sum(array.size for array in tensors.values())
@@ -130,7 +153,11 @@ def run_convert(args: argparse.Namespace) -> int:
     """Convert a published file; prints what it was and which of its tensors were not used."""
     if Path(args.output).exists() and not args.force:
         raise WeightsError(f"{args.output}: exists; give another name, or --force to replace it")
-    converted = checkpoints.convert_file(args.input, args.output, format=args.format, dtype=args.dtype)
+    options = {"pixel_std": tuple(args.pixel_std)} if args.pixel_std else {}
+    options |= {"to_bgr255": False} if args.rgb255 else {}
+    converted = checkpoints.convert_file(
+        args.input, args.output, format=args.format, dtype=args.dtype, **options
+    )
     count = sum(np.size(array) for array in converted.tensors.values())
     print(f"{args.input}: {converted.architecture}, in {converted.format} names")
     if converted.ignored:
@@ -141,18 +168,28 @@ def run_convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(args: argparse.Namespace) -> int:
+    """Write the model of a run with its config; prints the step, its results and how to use the file."""
+    if Path(args.out).exists() and not args.force:
+        raise WeightsError(f"{args.out}: exists; give another name, or --force to replace it")
+    step = int(args.step) if args.step.isdigit() else args.step or None
+    done = export.export(args.workdir, args.out, step=step, dtype=args.dtype)
+    print(f"{args.workdir}: step {done.step}")
+    for name, value in done.metrics.items():
+        print(f"  {name} {value:.4f}")
+    print(f"wrote {args.out}: {done.tensors} tensors, {done.numbers:,} numbers, {_megabytes(done.path)}")
+    return 0
+
+
 def _verify(name: str) -> tuple[str, str, str, str]:
     weights = registry.REGISTRY.get(name)
     path = registry.resolve(name)
-    converted, _ = checkpoints.read(path)
-    digest = sha256(path)
+    what = export.verify(path)
+    if what is None:
+        converted, _ = checkpoints.read(path)
+        what = f"{converted.architecture}, {len(converted.tensors)} tensors"
     known = "as registered" if weights and weights.sha256 else "no hash on record"
-    return (
-        name,
-        "ok",
-        f"{digest[:16]}... ({known})",
-        f"{converted.architecture}, {len(converted.tensors)} tensors",
-    )
+    return name, "ok", f"{sha256(path)[:16]}... ({known})", what
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights.io import read_metadata, save_variables
+from sm_jax.weights.io import check_shapes, flatten, read_metadata, read_tensors, save_variables
 
 CONFIG = "sm_jax.config"
 SECTIONS = ("system", "seed", "steps", "batch_size", "model", "objective", "data", "optim", "eval")
@@ -54,7 +54,6 @@ def export(
     import numpy as np
 
     from sm_jax.training import restore_config, restore_variables
-    from sm_jax.weights.io import flatten
 
     if not Path(run).expanduser().is_dir():
         raise WeightsError(f"{run}: no such folder; give the folder of a training run")
@@ -71,6 +70,30 @@ def export(
     save_variables(out, variables, metadata, dtype=dtype)
     sizes = [np.size(value) for value in flatten(variables).values()]
     return Exported(Path(out), meta["step"], meta["metrics"], len(sizes), sum(sizes))
+
+
+def verify(path: str | os.PathLike) -> str | None:
+    """What an exported file holds, after its names and shapes were compared with the model of its config.
+
+    None for a file without a config. Raises `WeightsError`, with a `-`/`+` list where the tensors differ.
+    """
+    config = read_config(path)
+    if config is None:
+        return None
+    import jax
+
+    from sm_jax import systems
+
+    system = systems.make(config)
+    shapes = flatten(jax.eval_shape(lambda: system.init(jax.random.key(0), None)))
+    tensors, _ = read_tensors(path)
+    check_shapes(
+        {name: tensor.shape for name, tensor in tensors.items()},
+        {name: leaf.shape for name, leaf in shapes.items()},
+        where=str(path),
+        what=f"the {config.system} model of its config",
+    )
+    return f"{config.system}, {len(tensors)} tensors, with its config"
 
 
 def read_config(path: str | os.PathLike) -> ConfigDict | None:

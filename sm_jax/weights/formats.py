@@ -6,9 +6,10 @@ known to carry and that have no use here (classifier heads, counters, the other 
 as ignored, never guessed.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -314,9 +315,18 @@ def detect(names, *, where: str = "these tensors") -> str:
     )
 
 
-def convert(tensors: Tensors, *, format: str = "auto", where: str = "these tensors") -> Converted:
-    """Convert loaded tensors of any published format (`CONVERTERS`) to ours; strict both ways."""
+def convert(
+    tensors: Tensors, *, format: str = "auto", where: str = "these tensors", **options: Any
+) -> Converted:
+    """Convert loaded tensors of any published format (`CONVERTERS`) to ours; strict both ways.
+
+    `options` are those of the format's converter (`maskrcnn` has some); others are a `WeightsError`.
+    """
     kind = detect(tensors, where=where) if format == "auto" else format
     if kind not in CONVERTERS:
         raise WeightsError(f"format {format!r} is not known; known: auto, {', '.join(CONVERTERS)}")
-    return CONVERTERS[kind](tensors, where=where)
+    known = inspect.signature(CONVERTERS[kind]).parameters
+    for name in options:
+        if name not in known:
+            raise WeightsError(f"{where}: is in {kind} names, for which there is no option {name}")
+    return CONVERTERS[kind](tensors, where=where, **options)
