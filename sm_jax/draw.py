@@ -166,7 +166,7 @@ def _with_panel(canvas, names, queries, labels):
     entries = [_entry(pen, queries.get(name), name, font, (width, cell)) for name in names]
     ends = np.cumsum([height + (len(text) + 1) * line + gap for _, text, height in entries])
     shown = len(names)
-    if shown and ends[-1] - gap > room:  # only then the last line says how many are left out
+    if shown and ends[-1] > room:  # only then the last line says how many are left out
         shown = max(1, int(np.sum(ends <= room - line)))
     y = gap
     for index, (thumbnail, text, height) in enumerate(entries[:shown]):

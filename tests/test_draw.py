@@ -46,29 +46,32 @@ def test_odd_sizes_and_boxes_do_not_break_it(size, queries):
     assert picture.mode == "RGB"
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 12])
-def test_the_panel_leaves_out_only_what_has_no_room(count, monkeypatch):
+@pytest.mark.parametrize("height", range(150, 420, 6))
+def test_the_panel_leaves_out_only_what_has_no_room(height, monkeypatch):
     """Flat queries need little room: all are shown, or else the last line says how many are not."""
     written = []
     real = draw.ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        draw.ImageDraw.ImageDraw,
-        "text",
-        lambda pen, at, text, **o: written.append((at, text)) or real(pen, at, text, **o),
-    )
-    queries = {f"thing {i}": np.zeros((6, 60, 3), np.uint8) for i in range(count)}
-    draw.detections(IMAGE, np.zeros((0, 4)), labels=[], queries=queries)
-    names = [text for _, text in written if text.startswith("thing")]
-    more = [text for _, text in written if text.startswith("and ")]
-    lowest = max(at[1] for at, text in written if "found" in text)
-    assert lowest < IMAGE.shape[0] - 10
-    if len(names) < count:
-        assert more == [f"and {count - len(names)} more"]
-        room = (IMAGE.shape[0] - lowest) / (lowest / len(names))
-        assert room < 1.6  # not another entry and this line
+
+    def text(pen, at, words, **options):
+        written.append((at[1], words))
+        real(pen, at, words, **options)
+
+    monkeypatch.setattr(draw.ImageDraw.ImageDraw, "text", text)
+    queries = {f"thing {i}": np.zeros((6, 60, 3), np.uint8) for i in range(6)}
+    image = np.full((height, 700, 3), 128, np.uint8)
+    draw.detections(image, np.zeros((0, 4)), labels=[], queries=queries)
+    names = [y for y, words in written if words.startswith("thing")]
+    counts = [y for y, words in written if words.endswith("found")]
+    more = [(y, words) for y, words in written if words.startswith("and ")]
+    line, pitch = counts[0] - names[0], (names[-1] - names[0]) / max(1, len(names) - 1)
+    hidden = 6 - len(names)
+    if hidden:
+        ((y, words),) = more
+        assert words == f"and {hidden} more" and counts[-1] + line <= y
+        assert counts[-1] + line + hidden * pitch > height - 12  # all six have no room
+        assert counts[-1] + 2 * line + pitch > height - 30  # nor has one more and this line
     else:
-        assert not more
-    assert count > 5 or len(names) == count
+        assert not more and counts[-1] + line <= height
 
 
 def test_the_panel_shows_phrases_in_their_colours():
