@@ -234,6 +234,7 @@ def test_one_program_serves_images_of_every_size_and_any_few_phrases(real):
             assert np.all((found.align > 0) & (found.align < 1)) and np.all(np.isfinite(found.boxes))
             assert np.all(found.boxes[:, 2:] <= size[::-1]) and np.all(found.boxes >= 0)
     assert dict(real.compiles) == {"proposals": 1, "texts": 1, "scores": 1}
+    assert real._predictor._chunk == real.batch == 2
 
 
 def test_a_phrase_does_not_depend_on_its_company(real):
