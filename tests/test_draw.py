@@ -96,3 +96,29 @@ def test_equal_boxes_lie_inside_one_another():
             near = np.abs(pixels - np.array(draw.colour_of(index))).sum(axis=-1) < 30
             assert near[90:260, 190:410].sum() > 500  # the frame
             assert near[:130].sum() - near[130:160].sum() > 100  # the caption
+
+
+def test_captions_of_ones_own_replace_label_and_score():
+    boxes, options = np.array([[50, 100, 250, 250]], np.float32), {"labels": ["a"], "scores": np.array([0.5])}
+    plain, none, own = (
+        np.asarray(draw.detections(IMAGE, boxes, **options, captions=captions))
+        for captions in (None, [""], ["two\nlines of text"])
+    )
+
+    def rows(picture):
+        """How many rows above the box have the colour of the caption."""
+        return int(
+            (np.abs(picture[:95, 60:80].astype(int) - draw.colour_of(0)).sum(axis=-1) < 9).any(1).sum()
+        )
+
+    assert rows(none) == 0 < rows(plain) < rows(own)
+
+
+def test_a_title_stands_above_and_is_cut_to_the_width():
+    picture = draw.detections(IMAGE, np.zeros((0, 4)), labels=[])
+    short, long = draw.titled(picture, "a phrase"), draw.titled(picture, "a phrase " * 100)
+    band = short.height - picture.height
+    assert band > 0 and short.size == long.size and short.width == picture.width
+    assert np.array_equal(np.asarray(short)[band:], np.asarray(picture))
+    ink = [(np.asarray(page)[:band] < 100).any(axis=(0, 2)) for page in (short, long)]
+    assert 0 < ink[0].sum() < ink[1].sum() and not ink[1][-5:].any()

@@ -164,7 +164,7 @@ class Loop:
         results = _same_everywhere({k: float(v) for k, v in results.items() if np.ndim(v) == 0})
         self.checkpoints.record(self.step, results)
         self.metrics.write(self.step, results)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in results.items())
         self.metrics.say(f"step {self.step}/{self.config.steps}  {shown}")
         if self.step == self.config.steps:
             self._draw()
@@ -215,10 +215,10 @@ class Loop:
         best = self.checkpoints.best()
         if best is not None:
             value = self.checkpoints.evaluations[best][self.checkpoints.metric]
-            self.metrics.say(f"best: {self.checkpoints.path(best)} ({self.checkpoints.metric} {value:.4f})")
+            self.metrics.say(f"best: {self.checkpoints.path(best)} ({self.checkpoints.metric} {value:.3f})")
         for metric in _metrics_of(self.checkpoints.evaluations):
             values = self.checkpoints.evaluations
-            ends = (f"{values[step][metric]:.4f} at step {step}" for step in (min(values), max(values)))
+            ends = (f"{values[step][metric]:.3f} at step {step}" for step in (min(values), max(values)))
             self.metrics.say(f"{metric}: {', '.join(ends)}")
         self.metrics.say(f"evaluate it: python evaluate.py --workdir={self.folder}")
 

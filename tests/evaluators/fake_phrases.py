@@ -68,10 +68,13 @@ class Predictor:
     Args:
       confused: colours that are taken for blue ones.
       missed: colours that are not proposed.
+      ghosts: also propose the right column of the canvas, where fitted images have nothing but filling.
+      wrong: alignment with phrases of another colour.
     """
 
-    def __init__(self, confused=(), missed=()):
+    def __init__(self, confused=(), missed=(), *, ghosts=False, wrong=0.1):
         self.confused, self.missed, self.calls = set(confused), set(missed), []
+        self.ghosts, self.wrong = ghosts, wrong
 
     def proposals(self, variables, images):
         assert images.dtype == np.float32
@@ -86,7 +89,7 @@ class Predictor:
         return {
             "boxes": boxes.astype(np.float32),
             "conf": conf.astype(np.float32),
-            "valid": (conf > 0.5) & ~missed,
+            "valid": ((conf > 0.5) & ~missed) | (self.ghosts & (x == images.shape[2] - CELL)),
             "embeddings": colours / 255,
         }
 
@@ -100,4 +103,6 @@ class Predictor:
         seen = embeddings.argmax(axis=-1)
         for name in self.confused:
             seen = np.where(seen == list(COLOURS).index(name), 2, seen)
-        return np.where(texts[:, :, None, :].argmax(axis=-1) == seen[:, None], 0.9, 0.1).astype(np.float32)
+        return np.where(texts[:, :, None, :].argmax(axis=-1) == seen[:, None], 0.9, self.wrong).astype(
+            np.float32
+        )

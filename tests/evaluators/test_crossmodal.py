@@ -69,6 +69,17 @@ def test_boxes_come_back_in_pixels_of_the_stored_image():
     assert np.all(np.diff(scene.conf) <= 0)
 
 
+def test_proposals_about_the_filling_do_not_count():
+    metrics = dict(_evaluator(predictor=Predictor(ghosts=True)).run({}))
+    assert metrics["precision"] == metrics["iou"] == 1.0
+
+
+def test_average_precision_ranks_by_conf_times_align():
+    """Wrong colours are aligned better than right ones, but less confident."""
+    metrics = dict(_evaluator(Cells(n=1), Predictor(wrong=0.91), kinds=("standard",)).run({}))
+    assert metrics["AP@0.50"] == 1.0 and metrics["align_accuracy"] == pytest.approx(2 / 3)
+
+
 def test_batches_and_phrases_have_fixed_shapes_and_their_sizes_change_nothing():
     source, results = Cells(n=5, extra=3), []
     for batch_size, max_phrases in ((2, 2), (5, 8), (1, 1)):
@@ -133,6 +144,7 @@ def test_max_images_are_evenly_spaced():
 
 def test_damaged_pictures_are_named_and_many_stop_the_evaluation():
     evaluator = _evaluator(Cells(n=4, damaged=[1]))
+    assert dict(evaluator.run({}))["recall"] == 1.0
     assert dict(evaluator.run({}))["recall"] == 1.0
     assert evaluator.indices == [0, 2, 3] and evaluator.skipped == ["1.png: damaged"]
     assert "left out: 1.png: damaged" in evaluator.table()

@@ -74,6 +74,17 @@ def test_a_repetition_may_find_what_the_match_itself_denies():
     assert units["aligned_precision"] == (1, 1)
 
 
+def test_an_aligned_object_that_is_nobodys_nearest_is_found_but_not_matched():
+    truth = np.float32([[0, 0, 10, 10], [0, 0, 10, 8]])
+    units = proposals.alignment_ratios(truth[:1], [0.9], [0.9], truth, [False, True])
+    assert units["aligned_recall_gt"] == (1, 1) and units["aligned_recall_matched"] == (0, 0)
+
+
+def test_the_mean_weighs_units_and_the_micro_average_weighs_counts():
+    result = proposals.summarize([{"precision": (2, 4)}, {"precision": (1, 1)}, {"recall": (0, 7)}])
+    assert result["precision"] == proposals.Summary(mean=0.75, micro=0.6, units=2, total=5.0)
+
+
 def test_thresholds_are_exclusive():
     units = _alignment([0.5, 0.5, 0.5, 0.5], [True, True, True])
     assert units["aligned_precision"] == (0, 0) and units["align_accuracy"] == (0, 2)

@@ -49,7 +49,7 @@ def test_the_end_says_what_training_changed_and_draws_it(tmp_path, capsys):
     _train(tmp_path, parts=parts, eval_every=4, eval={"pictures": 3})
     values = {line["step"]: line["val/score"] for line in metrics.read(tmp_path) if "val/score" in line}
     output = capsys.readouterr().out
-    assert f"val/score: {values[0]:.4f} at step 0, {values[8]:.4f} at step 8" in output
+    assert f"val/score: {values[0]:.3f} at step 0, {values[8]:.3f} at step 8" in output
     assert f"pictures of detections (1): {tmp_path / 'pictures' / 'val'}" in output
     assert (tmp_path / "pictures" / "val" / "0.png").exists()
 
