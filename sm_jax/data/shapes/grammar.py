@@ -8,6 +8,7 @@ Source: the grammar is ours (Ferreira et al. 2023 only say that each image comes
 import functools
 import hashlib
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sm_jax import text
@@ -51,17 +52,26 @@ def phrases(meaning: Meaning, *, long_forms: bool = False) -> tuple[str, ...]:
         parts.append(f"{meaning.colour} {noun}" if meaning.colour else noun)
         if meaning.colour and long_forms:
             parts.extend(f"{noun} {form.format(colour=meaning.colour)}" for form in _LONG_FORMS)
+    return framed(parts)
+
+
+@functools.cache
+def divided(meaning: Meaning, share: float, *, long_forms: bool = False) -> tuple[tuple[str, ...], ...]:
+    """(phrases for training, held-out phrases): the same `share` of every meaning's phrases."""
+    return divide(phrases(meaning, long_forms=long_forms), share)
+
+
+def framed(parts: Iterable[str]) -> tuple[str, ...]:
+    """Every frame around every noun phrase, with and without "the"; the empty frame comes first."""
     return tuple(
         " ".join(piece for piece in (frame, article, part) if piece)
         for frame, article, part in itertools.product(FRAMES, ("", "the"), parts)
     )
 
 
-@functools.cache
-def divided(meaning: Meaning, share: float, *, long_forms: bool = False) -> tuple[tuple[str, ...], ...]:
-    """(phrases for training, held-out phrases): the same `share` of every meaning's phrases, chosen by a
-    hash of the phrase, so that the choice depends on nothing else."""
-    every = phrases(meaning, long_forms=long_forms)
+def divide(every: Sequence[str], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(the others, a `share` of the phrases), chosen by a hash of the phrase, so that the choice depends on
+    nothing else; at least one is left."""
     order = sorted(every, key=lambda phrase: hashlib.sha256(phrase.encode()).digest())
     held = frozenset(order[: min(round(share * len(every)), len(every) - 1)])
     return tuple(p for p in every if p not in held), tuple(p for p in every if p in held)
