@@ -1,8 +1,9 @@
-"""The peer to measure against: the cross-modal detector as PyTorch modules, written by us from the specification.
+"""The peer to measure against: the cross-modal detector as PyTorch modules, written by us.
 
-NCHW, torchvision's names for MobileNetV2 (`features.i...`), one phrase per image in training. The text encoder is
-PyTorch's own encoder layer. `RPN.at` and `MobileNetV2(..., start=, stop=)` let it do no more work than the JAX
-system does: objectness only at the sampled anchors, and training from cached features of the frozen units.
+NCHW, torchvision's names for MobileNetV2 (`features.i...`), one phrase per image in training. The text
+encoder is PyTorch's own encoder layer. `RPN.at` and `MobileNetV2(..., start=, stop=)` let it do no more work
+than the JAX system does: objectness only at the sampled anchors, training from cached features of the frozen
+units.
 
 Source: Ferreira et al. 2023 (no published code); RoIAlign and greedy suppression follow torchvision's rules
 without needing torchvision.
@@ -39,7 +40,7 @@ def _conv_norm(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: in
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation; the input is added where the shape allows."""
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; the input is added where shapes allow."""
 
     def __init__(self, cin: int, cout: int, stride: int, expansion: int):
         super().__init__()
@@ -58,8 +59,10 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(n, 3, h, w) normalised -> (n, 1280, h/32, w/32). The first `frozen` of the 19 units keep their weights and
-    running statistics."""
+    """(n, 3, h, w) normalised -> (n, 1280, h/32, w/32).
+
+    The first `frozen` of the 19 units keep their weights and running statistics.
+    """
 
     def __init__(self, *, frozen: int = 0, freeze_bn: bool = False):
         super().__init__()
@@ -136,8 +139,10 @@ def greedy_nms(boxes, scores, threshold: float):
 
 
 def roi_align(features, boxes, *, output: int = 2, samples: int = 2):
-    """(n, c, h, w), (n, k, 4) pixels -> (n, k, c, output, output), aligned=True. As one product with the (separable)
-    bilinear weights."""
+    """(n, c, h, w), (n, k, 4) pixels -> (n, k, c, output, output), aligned=True.
+
+    One product with the bilinear weights, which are separable.
+    """
 
     def weights(low, high, length):
         steps = (torch.arange(output * samples, device=boxes.device) + 0.5) / (output * samples)
@@ -209,7 +214,7 @@ class ProposalEncoder(nn.Module):
         return x.unflatten(0, batch) if real is None else x
 
     def _conv(self, pooled):
-        """The padded 3x3 convolution of a 2x2 map is one dense layer with 16 of its 36 products: -> (k, 4 * width)."""
+        """The padded 3x3 convolution of a 2x2 map as one dense layer, 16 of 36 products: (k, 4 * width)."""
         steps = torch.arange(2, device=pooled.device)
         tap = 1 + steps[None] - steps[:, None]
         kernel = self.conv.weight[:, :, tap[:, None, :, None], tap[None, :, None, :]]
@@ -236,8 +241,8 @@ class TextEncoder(nn.Module):
 class Align(nn.Module):
     """Every pair of (k, d) proposals and (q, t) phrases -> logits (q, k).
 
-    Both inputs have length 1, so the first layer starts at standard deviation 1/sqrt(2), not 1/sqrt(128): from
-    PyTorch's default SGD stays at the base rate for more than 1000 steps.
+    Both inputs have length 1, so the first layer starts at standard deviation 1/sqrt(2): from PyTorch's
+    default SGD stays at the base rate for more than 1000 steps.
     """
 
     def __init__(self, embed: int = 64, text: int = 64, hidden: int = 64):
@@ -286,8 +291,10 @@ def targets(
     max_positives=32,
     generator=None,
 ):
-    """Matched ground truth and sample of a batch: boxes (n, m, 4), valid (n, m) -> dict of (n, 2 * max_positives)
-    `anchors`, `labels`, `used`, `matched`; the first half is the positives' share."""
+    """Matched ground truth and sample of a batch: boxes (n, m, 4), valid (n, m).
+
+    -> dict of (n, 2 * max_positives) `anchors`, `labels`, `used`, `matched`; the first half is positive.
+    """
     overlaps = iou(anchors, boxes) * valid[:, None]
     best, matched = overlaps.max(2)
     positive = best > positive_iou
@@ -331,8 +338,11 @@ def loss(
     ground_truth=False,
     generator=None,
 ) -> dict:
-    """The three losses of a batch: `images` (n, 3, h, w), or features of the units before `start`; `boxes`, `valid`,
-    `aligned`, `tokens`. `ground_truth` pools half of the positives from the annotated boxes."""
+    """The three losses of a batch, their sum and what to watch.
+
+    `batch`: `images` (n, 3, h, w), or features of the units before `start`; `boxes`, `valid`, `aligned`,
+    `tokens`. `ground_truth` pools half of the positives from the annotated boxes.
+    """
     maps = model.backbone(batch["images"], start=start)
     anchors = grid_anchors(*maps.shape[-2:], device=maps.device)
     sample = targets(batch["boxes"], batch["valid"], anchors, force=force, generator=generator)
