@@ -22,9 +22,12 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
 
     `sgd` is `torch.optim.SGD`: weight decay is added to the gradient, then momentum without dampening (OS2D,
     ECCV 2020, trains so). `adam` adds the decay to the gradient too; `adamw` adds it to the direction.
+    Parts of the model named in `adam_parts` use `adam`, with `adam_lr` at the schedule's start, whatever the
+    others do.
 
     Raises:
-      ConfigError: an unknown name, or a `clip_norm` or `ema` that no step can use.
+      ConfigError: an unknown name, or a `clip_norm` or `ema` that no step can use; from its `init`: a part of
+        `adam_parts` that is not there.
     """
     if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
         raise ConfigError(
@@ -41,7 +44,21 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     }
     if config.name not in makers:
         raise ConfigError(f"optim.name={config.name!r} is not known{nearest(config.name, makers)}")
-    return makers[config.name]()
+    parts = tuple(config.get("adam_parts", ()))
+    if not parts:
+        return makers[config.name]()
+    if not config.get("adam_lr", 0.0) > 0 or not config.lr > 0:
+        raise ConfigError("optim.adam_parts: needs a positive optim.adam_lr and a positive optim.lr")
+    # The trainer multiplies every direction by the rate of the schedule, which starts at `lr`.
+    own = optax.chain(makers["adam"](), optax.scale(config.adam_lr / config.lr))
+
+    def labels(paths):
+        found = {path: path.split("/")[0] in parts for path in paths}
+        if missing := [part for part in parts if not any(path.split("/")[0] == part for path in paths)]:
+            raise ConfigError(f"optim.adam_parts: the model trains no part called {', '.join(missing)}")
+        return found
+
+    return optax.partition({True: own, False: makers[config.name]()}, labels)
 
 
 def make_schedule(config: Any, steps: int) -> Callable[[Array], Array]:
