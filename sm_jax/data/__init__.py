@@ -83,7 +83,12 @@ def make_phrase_source(data: Any, split: str) -> PhraseSource:
             options.pop("p_absent", None)  # evaluation asks for what is absent as a kind of its own
         return ShapeScenes(split, **options)
     if data.source == "shelves":
-        raise ConfigError("data.source: there are no phrases about shelves")
+        from sm_jax.data.synthetic.phrases import ShelfPhrases  # needs the packages with the artwork
+
+        options = _of_split(data.get("shelves", {}), split, "shelves") | dict(data.get("shelf_phrases", {}))
+        if split != "train":
+            options.pop("p_absent", None)
+        return ShelfPhrases(split, cache_dir=data.get("cache_dir", "") or None, **options)
     if not data.source:
         raise ConfigError("data.source: give 'shapes', 'shelves' or the path of a JSON file with phrases")
     from sm_jax.data.sources import phrase_json

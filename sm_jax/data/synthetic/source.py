@@ -125,6 +125,11 @@ class ShelvesSource:
         self._check_index(label, self.num_classes, "class")
         return paint.class_picture_size(self._identities[label], self._rng(_QUERY, label))
 
+    @property
+    def folder(self) -> Path:
+        """Where the finished pictures of this split are kept."""
+        return self._folder
+
     def identity(self, label: int) -> Identity:
         """What class `label` is made of: mark, photograph, layout, flavour."""
         return self._identities[label]
