@@ -18,9 +18,8 @@ Arguments follow a colon and are separated by commas, for example `configs/cross
   epochs=N          default 10; the rate falls by a tenth every 3 epochs, as in the paper
   steps=N           stop after so many steps instead
   batch=N           images of a batch (32)
-  p_absent=P        share of training scenes in which nothing is what the phrase asks for (0.1, because a model
-                    that never saw such a scene has never learnt to find nothing; 0 with `full`, as in the
-                    paper)
+  p_absent=P        share of training scenes in which nothing is what the phrase asks for (0.1: a model that
+                    never saw such a scene has never learnt to find nothing; 0 with `full`, as in the paper)
   p_union=P         share of phrases about two kinds ("the red circles and the squares"; 0)
   long_forms        also "circles that are red", "circles colored red"
   holdout=A+B       never ask for these in training, for example holdout=blue_triangle+red_square; evaluated

@@ -69,8 +69,8 @@ class MlpAligner(nn.Module):
     def __call__(self, proposals: Array, text: Array) -> Array:
         """Logits "q k" that proposals "k r" are what phrases "q t" describe."""
         width = proposals.shape[-1]
-        # Either vector has length 1: this spread gives the sum of both products a variance of 1. With the usual
-        # one, made for channels of variance 1, the loss stays at that of the majority for epochs.
+        # Either vector has length 1: this spread gives the sum of both products a variance of 1. With the
+        # usual one, made for channels of variance 1, the loss stays at that of the majority for epochs.
         spread = nn.initializers.normal(math.sqrt(0.5))
         init = functools.partial(self.param, "hidden_kernel", spread)
         kernel = init((width + text.shape[-1], self.hidden))
