@@ -33,6 +33,7 @@ CHUNK = 8  # pictures at a time
 SECONDS = 15  # between two notes of how far it is, in the file and on the screen
 FREE = 1.05  # times the size of the file must be free on the disk
 MAX_DAMAGED_SHARE = 0.01
+OTHER_SPLITS = ("num_val", "num_test")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
 
 Say = Callable[[str], None]
@@ -158,13 +159,12 @@ class Trunk:
 
     def _fingerprint(self, section: Any) -> str:
         """Of the pictures: how many, of which source and options, and the pixels of some of them."""
-        kept = {key: value for key, value in section.to_dict().items() if key not in ("workers", "cache_dir")}
-        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
-        digest.update(str(len(self._source)).encode())
-        stamp = getattr(self._source, "fingerprint", None)
-        if stamp is not None:
-            digest.update(str(stamp()).encode())
+        kept = {"source": section.source, section.source: section.get(section.source, {})}
+        kept[section.source] = {k: v for k, v in dict(kept[section.source]).items() if k not in OTHER_SPLITS}
+        stamp = getattr(self._source, "fingerprint", str)()
         count = len(self._source)
+        text = json.dumps([kept, self._size, count, stamp], sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode())
         for index in sorted({i * (count - 1) // max(FINGERPRINTED - 1, 1) for i in range(FINGERPRINTED)}):
             try:
                 digest.update(self._source.image(index).tobytes())

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax.errors import ConfigError, DataError
+from sm_jax.errors import ConfigError, DataError, WeightsError
 from sm_jax.training import metrics, optim, restore_variables, sharding, train
 from sm_jax.training.checkpoint import Checkpoints
 from sm_jax.training.loop import NonFiniteError
+from sm_jax.training.signals import Interrupted
 from sm_jax.training.state import create
 from sm_jax.training.step import make_step
 from tests.training import checks, toy
@@ -295,6 +296,44 @@ def test_other_changes_are_taken_over_and_told(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "optim.lr: 0.1 -> 0.05" in output and "continues from" in output
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.05
+
+
+def test_a_wrong_name_for_the_best_is_found_before_the_first_step(tmp_path, capsys):
+    parts = toy.make_parts(metric_names=lambda config: ["val/score"])
+    with pytest.raises(ConfigError, match="'val/scor' is not among .*did you mean 'val/score'"):
+        _train(tmp_path, parts=parts, eval_every=4, eval_first=False, checkpoint__best_metric="val/scor")
+    assert "compiles" not in capsys.readouterr().out and not (tmp_path / "config.json").exists()
+    for changes in ({"eval_every": 0}, {"eval_every": 1, "checkpoint__keep_best": 0}):
+        _train(tmp_path, parts=parts, steps=0, eval_first=False, checkpoint__best_metric="other", **changes)
+
+
+def test_a_signal_before_the_first_step(tmp_path):
+    """Features that are computed first can take minutes, in which nobody should have to wait."""
+
+    def make(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal must end it")
+
+    with pytest.raises(Interrupted):
+        _train(tmp_path, parts=toy.make_parts(make_train_iterator=make))
+    assert int(_train(tmp_path, steps=1).step) == 1
+
+
+def test_data_may_refuse_the_model(tmp_path):
+    class Choosy:
+        def __init__(self, config):
+            inner = toy.make_train_iterator(config)
+            self.get_state, self.set_state, self.__next = inner.get_state, inner.set_state, inner.__next__
+
+        def __next__(self):
+            return self.__next()
+
+        def check(self, variables):
+            assert set(variables) == {"params", "batch_stats"}
+            raise WeightsError("made for another model")
+
+    with pytest.raises(WeightsError, match="another model"):
+        _train(tmp_path, parts=toy.make_parts(make_train_iterator=Choosy))
 
 
 def test_a_workdir_that_cannot_be(tmp_path):

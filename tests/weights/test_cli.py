@@ -67,6 +67,27 @@ def test_convert_then_verify(command, tmp_path):
     assert code == 0 and "no hash on record" in out
 
 
+def test_options_of_a_format(command, tmp_path):
+    """A detector trained on RGB pixels divided by a deviation: its first convolution is rescaled alone."""
+    tensors = {
+        f"backbone.body.{'' if name.startswith('layer') else 'stem.'}{name}": value
+        for name, value in build.resnet(50).items()
+    }
+    write_tensors(tmp_path / "in.safetensors", tensors, {})
+    options = ["--pixel-std", "10", "20", "40", "--rgb255"]
+    assert command("convert", tmp_path / "in.safetensors", tmp_path / "a.safetensors", *options)[0] == 0
+    assert command("convert", tmp_path / "in.safetensors", tmp_path / "b.safetensors")[0] == 0
+    name = "params/backbone/conv1/kernel"
+    one, other = (read_tensors(tmp_path / f"{file}.safetensors")[0][name] for file in "ab")
+    stem = tensors["backbone.body.stem.conv1.weight"].transpose(2, 3, 1, 0)
+    std = np.float32([0.229, 0.224, 0.225])[:, None]
+    np.testing.assert_allclose(one, stem * (255 / np.float32([10, 20, 40]))[:, None] * std, rtol=1e-5)
+    np.testing.assert_allclose(other, stem[:, :, ::-1] * 255 * std, rtol=1e-5)
+    write_tensors(tmp_path / "net.safetensors", build.transformnet(4), {})
+    code, _, err = command("convert", tmp_path / "net.safetensors", tmp_path / "c.safetensors", "--rgb255")
+    assert code == 2 and "transformnet names, for which there is no option to_bgr255" in err
+
+
 def test_verify_of_the_packaged_files(command):
     code, out, _ = command("verify")
     assert code == 0 and "as registered" in out and "resnet50-c4, 215 tensors" in out

@@ -7,6 +7,7 @@
 Boxes are xyxy pixels. Optional per picture: `names`, one text per box, and `split`.
 """
 
+import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -136,6 +137,22 @@ class PhraseRecords:
     def most_boxes(self) -> int:
         """Of one picture."""
         return max(len(record.boxes) for record in self._records)
+
+    @property
+    def max_boxes(self) -> int:
+        """Boxes of the picture that has most of them."""
+        return max(len(record.boxes) for record in self._records)
+
+    def fingerprint(self) -> str:
+        """Another one when a picture was replaced: of all their paths, sizes and times."""
+        digest = hashlib.sha256()
+        for record in self._records:
+            try:
+                state = record.path.stat()
+            except OSError:
+                continue
+            digest.update(f"{record.path} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._records)
