@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_a_run_and_its_continuation(config, tmp_path, capsys):
     assert _main(f"--config={config}", "--workdir=out", "--config.optim.lr=0.05") == 0
     output = capsys.readouterr().out
     assert "continues from" in output and "steps: 2 -> 4" in output and "step 4/4" in output
+
+
+def test_a_signal_while_features_are_computed_is_no_failure(config, capsys, monkeypatch):
+    def make(config):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "default_parts", lambda: toy.make_parts(make_train_iterator=make))
+    assert _main(f"--config={config}", "--workdir=out") == 0
+    assert "stopped before the first step; with this workdir the same" in capsys.readouterr().out
 
 
 def test_the_default_workdir_names_the_system(config, tmp_path):

@@ -19,7 +19,7 @@ from sm_jax.training import optim
     "arg",
     [
         None, "runlocal", "full", "backbone=random", "full,backbone=random", "trainable=heads",
-        "p_absent=0.1,p_union=0.1,long_forms", "holdout=blue_triangle", "epochs=3,batch=8",
+        "p_absent=0.1,p_union=0.1,long_forms", "holdout=blue_triangle", "epochs=3,batch=8", "data=shelves",
     ],
 )  # fmt: skip
 def test_every_argument_gives_a_system(arg):

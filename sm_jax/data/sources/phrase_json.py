@@ -139,8 +139,8 @@ class PhraseRecords:
         return max(len(record.boxes) for record in self._records)
 
     @property
-    def max_boxes(self) -> int:
-        """Boxes of the picture that has most of them."""
+    def most_boxes(self) -> int:
+        """Of one picture."""
         return max(len(record.boxes) for record in self._records)
 
     def fingerprint(self) -> str:
