@@ -15,10 +15,13 @@ from rich.table import Table
 
 from sm_jax import text
 from sm_jax.data.check import Finding, choose_splits, picture_findings, print_findings
+from sm_jax.data.crossmodal import fit
 from sm_jax.data.sources import phrase_json
+from sm_jax.data.sources.base import usable_boxes
 from sm_jax.data.sources.phrase_json import PhraseRecord
 
-TEXT_LENGTH = 16  # tokens that the default model reads, ENC included
+TEXT_LENGTH, IMAGE_SIZE = 16, (512, 512)  # tokens that the default model reads, ENC included; its pictures
+SHARES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class PhraseReport:
     Attributes:
       words: of the training phrases, sorted: the vocabulary of a model trained on them.
       longest: tokens of the longest phrase, ENC included: the least `model.text_length`.
-      median_size: square root of the median area of the training split's boxes in pixels, 0 without boxes.
+      sizes: square roots of the areas of the training split's boxes once their pictures are fitted into
+        `IMAGE_SIZE`, at the shares `SHARES`; `aspects`: their height / width. Empty without boxes.
     """
 
     path: str
@@ -53,7 +57,8 @@ class PhraseReport:
     splits: dict[str, SplitSummary]
     words: list[str]
     longest: int
-    median_size: float
+    sizes: list[float]
+    aspects: list[float]
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -99,15 +104,15 @@ def check(path: str | Path) -> PhraseReport:
         findings.append(Finding("long phrase", str(path), detail, problem=False))
     if train and all(record.matches.any(axis=1).all() for record in train):
         notes = [*notes, "no training phrase has an empty list of ids: nothing teaches 'nothing here'"]
-    corners = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in train)])
-    sizes = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
+    sizes, aspects = _shapes(train)
     return PhraseReport(
         path=str(path),
         format=collection.format,
         splits={name: _summary(members) for name, members in records.items()},
         words=words,
         longest=longest,
-        median_size=float(np.median(sizes)) if len(sizes) else 0.0,
+        sizes=sizes,
+        aspects=aspects,
         findings=list(dict.fromkeys(findings)),
         notes=[*collection.notes, *notes],
     )
@@ -125,10 +130,15 @@ def print_report(report: PhraseReport, *, console: Console | None = None) -> Non
     console.print(table)
     shown = " ".join(report.words[:40]) + (" ..." if len(report.words) > 40 else "")
     console.print(f"{len(report.words)} words in the training phrases: {shown}", markup=False, soft_wrap=True)
-    if report.median_size:
+    if report.sizes:
+        shares = ", ".join(f"{share:.0%}" for share in SHARES)
+        sizes = ", ".join(f"{size:.0f}" for size in report.sizes)
+        aspects = ", ".join(f"{aspect:.2g}" for aspect in report.aspects)
         console.print(
-            f"median box of the training split: {report.median_size:.0f} px; an image is fitted into "
-            "model.image_size, and model.anchor_sizes should be near what the boxes then measure"
+            f"boxes of the training split, pictures fitted into {IMAGE_SIZE[1]}x{IMAGE_SIZE[0]}: {sizes} px, "
+            f"height / width {aspects} (the {shares} quantiles); model.anchor_sizes and model.anchor_aspects "
+            "should cover them",
+            soft_wrap=True,
         )
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
@@ -146,6 +156,20 @@ def _summary(records: list[PhraseRecord]) -> SplitSummary:
         absent=len(phrases) - len(shares),
         meant=float(np.mean(shares)) if shares else 0.0,
     )
+
+
+def _shapes(records: list[PhraseRecord]) -> tuple[list[float], list[float]]:
+    """Quantiles of the sizes and of height / width of the boxes, as a model sees them."""
+    sides = [np.zeros((0, 2))]
+    for record in records:
+        if (size := record.known_size())[0]:
+            boxes, usable = usable_boxes(record.boxes, size)
+            sides.append((boxes[usable, 2:] - boxes[usable, :2]) * fit(size, IMAGE_SIZE)[1])
+    width, height = np.concatenate(sides).T
+    if not len(width):
+        return [], []
+    values = np.sqrt(width * height), height / width
+    return tuple(np.quantile(value, SHARES).round(3).tolist() for value in values)
 
 
 def _contradictions(record: PhraseRecord) -> Iterator[Finding]:

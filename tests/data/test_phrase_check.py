@@ -40,7 +40,10 @@ def test_a_good_file(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     train = {"pictures": 4, "boxes": 12, "phrases": 12, "distinct": 3, "absent": 4, "meant": 0.5}
     assert report["splits"]["train"] == train and report["splits"]["val"]["pictures"] == 2
-    assert report["longest"] == 5 and report["median_size"] == pytest.approx((30 * 40) ** 0.5, rel=0.1)
+    # Pictures of 100x80 are enlarged 5.12 times; the boxes are 40x28, 30x40 and 24.5x30.
+    assert report["sizes"][1] == pytest.approx(5.12 * (28 * 40) ** 0.5, rel=0.01)
+    assert report["aspects"][::2] == pytest.approx([28 / 40, 40 / 30], rel=0.01)
+    assert "height / width 0.7, 1.2, 1.3" in shown and report["longest"] == 5
     assert report["exit_code"] == 0 and report["findings"] == []
     assert makers.fingerprint(tmp_path) == before
 

@@ -138,11 +138,6 @@ class PhraseRecords:
         """Of one picture."""
         return max(len(record.boxes) for record in self._records)
 
-    @property
-    def most_boxes(self) -> int:
-        """Of one picture."""
-        return max(len(record.boxes) for record in self._records)
-
     def fingerprint(self) -> str:
         """Another one when a picture was replaced: of all their paths, sizes and times."""
         digest = hashlib.sha256()
