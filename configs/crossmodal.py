@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         # Shapes never overlap, so of two boxes that do one is wrong. Chosen on the validation scenes.
         config.eval.nms_iou = 0.2
     elif config.data.source == "shelves":
-        # The best of these overlaps an object of the training scenes by 0.66, that of one 64 px square by 0.45.
+        # The best of these overlaps an object of the scenes by 0.66, that of a lone 64 px square by 0.45.
         config.model.update(anchor_sizes=(72.0, 112.0), anchor_aspects=(0.75, 1.5))
     config.data.cache_trunk &= config.model.trainable != "all" and bool(config.init.backbone)
     _by_data(config, epochs=2 if args.runlocal and args.epochs == EPOCHS else args.epochs)
