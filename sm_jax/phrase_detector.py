@@ -226,16 +226,16 @@ def load(weights: str, overrides: Mapping[str, Any] | None = None, **options) ->
     Args:
       weights: the name or path.
       overrides: fields of `ModelConfig` that differ from those stored with the weights.
-      **options: of `PhraseDetector`.
+      **options: of `PhraseDetector`; `proposals` by default as the model was evaluated.
 
     Raises:
       WeightsError: weights that are not there, of another system, or that do not fit; ConfigError: unknown
       fields.
     """
     found = pretrained.trained(weights, system="crossmodal", overrides=overrides)
-    return PhraseDetector(
-        crossmodal.ModelConfig.create(found.config.model), found.variables, notes=found.notes, **options
-    )
+    rules = ProposalOptions.of_eval(found.config.get("eval", {}))
+    config = crossmodal.ModelConfig.create(found.config.model)
+    return PhraseDetector(config, found.variables, **{"notes": found.notes, "proposals": rules} | options)
 
 
 def _labelled(texts, labels, tokenizer: Tokenizer | None) -> list[tuple[str, str]]:

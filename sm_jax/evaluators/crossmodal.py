@@ -66,12 +66,7 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
     from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions
 
     options, model = config.eval, ModelConfig.create(config.model)
-    rules = ProposalOptions(
-        min_conf=options.get("min_conf", 0.5),
-        iou=options.get("nms_iou", 0.5),
-        size=options.get("max_proposals", 100),
-    )
-    predictor = Predictor(model, rules)
+    predictor = Predictor(model, ProposalOptions.of_eval(options))
     encoder = data_lib.make_encoder(config)
     return {
         split: CrossModalEvaluator(

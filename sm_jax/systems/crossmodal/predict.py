@@ -39,6 +39,12 @@ class ProposalOptions:
         if self.size < 1:
             raise ConfigError(f"proposals: size is {self.size}, must be positive")
 
+    @classmethod
+    def of_eval(cls, options: Mapping[str, Any]) -> "ProposalOptions":
+        """Those of the `eval` section of a config: `min_conf`, `nms_iou` and `max_proposals`."""
+        names = {"min_conf": "min_conf", "iou": "nms_iou", "size": "max_proposals"}
+        return cls(**{name: options[key] for name, key in names.items() if key in options})
+
 
 def propose(
     config: model.ModelConfig,
