@@ -148,13 +148,16 @@ def test_one_of_several_phrases_is_drawn(tmp_path):
 
 def test_boxes_that_are_meant_stay():
     builder = _builder(Fake(), options={"max_boxes": 2, "batch_size": 6})
-    batch, _ = builder.finish(builder[0])
-    picks = crossmodal.order.picks(0, 0, count=6, size=6)
     rest = Tokenizer(Fake.vocabulary).encode("rest")[0]
-    for row, index in enumerate(picks):
-        meant = max(0, index - 1) if (batch["tokens"][row] == rest).all() else min(index, 1)
-        assert batch["aligned"][row].sum() == min(meant, 2)
-        assert batch["boxes_valid"][row].sum() == min(index, 2)
+    counts = set()
+    for k in range(4):
+        batch, _ = builder.finish(builder[k])
+        for row, index in enumerate(crossmodal.order.picks(0, k, count=6, size=6)):
+            meant = max(0, index - 1) if (batch["tokens"][row] == rest).all() else min(index, 1)
+            assert batch["aligned"][row].sum() == min(meant, 2)
+            assert batch["boxes_valid"][row].sum() == min(index, 2)
+            counts.add(meant)
+    assert counts == {0, 1, 2, 3, 4}
 
 
 def test_enough_places_for_the_boxes(tmp_path):
