@@ -1,5 +1,6 @@
 """Sources with random access, augmentation and the training iterator. NumPy only; see `docs/own-data.md`."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = [
     "open_source",
     "query_canvas",
 ]
+
+_log = logging.getLogger("sm_jax.data")
 
 
 def make_source(data: Any, split: str) -> Source:
@@ -184,6 +187,14 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     )
     encoder = make_encoder(config, source)
     crossmodal.check_phrases(getattr(source, "phrases", ()), encoder)
+    unread = sorted(set(source.vocabulary) - set(getattr(encoder, "vocabulary", source.vocabulary)))
+    if unread:
+        _log.warning(
+            "training phrases: %d words that model.vocabulary lacks are read as unknown (%s); name the data "
+            "as an argument of the config, which takes its words",
+            len(unread),
+            ", ".join(unread[:10]) + (", ..." if len(unread) > 10 else ""),
+        )
     return crossmodal.BatchBuilder(source, options, encoder, **process)
 
 

@@ -56,6 +56,7 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
     if config.system != "crossmodal":
         raise ConfigError(f"data.cache_trunk: is for the system crossmodal, not for {config.system}")
     say = say or _print
+    data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
     trunk = Trunk(config)
     path = trunk.fill(say)
     iterator = data.make_train_iterator(config, trunk=stored.StoredFeatures(path))
@@ -106,6 +107,11 @@ class Trunk:
             raise ConfigError(
                 "data.cache_trunk: nothing of the backbone is frozen (model.trainable=all), so its features "
                 "change with every step; set data.cache_trunk=False or model.trainable=last2"
+            )
+        if config.data.get("flips", False):
+            raise ConfigError(
+                "data.cache_trunk: stored features cannot be mirrored; set data.flips=False or "
+                "data.cache_trunk=False"
             )
         self._variables, self._name = self._load(config.get("init", {}))
         self._source = data.make_phrase_source(config.data, "train")

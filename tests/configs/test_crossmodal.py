@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import crossmodal
-from sm_jax import evaluators, systems
+from sm_jax import data, evaluators, systems
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.systems.crossmodal.model import ModelConfig
 from sm_jax.systems.crossmodal.objective import ObjectiveConfig
@@ -120,6 +120,15 @@ def test_crowded_pictures_of_own_data_keep_their_boxes(tmp_path):
     document["images"][0]["boxes"] *= 33
     path.write_text(json.dumps(document))
     assert crossmodal.get_config(f"data={path}").data.max_boxes == 33
+
+
+def test_words_that_the_vocabulary_lacks_are_told(caplog):
+    config = crossmodal.get_config("runlocal")
+    data.make_train_iterator(config)
+    assert not caplog.records
+    config.data.shapes.long_forms = True  # too late: the words were taken before
+    data.make_train_iterator(config)
+    assert "2 words that model.vocabulary lacks are read as unknown (colored, that)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,8 @@ def test_a_folder_that_cannot_be(filled, tmp_path):
     [
         ({"model__trainable": "all"}, "nothing of the backbone is frozen"),
         ({"init__backbone": ""}, "random numbers; name real features"),
+        ({"data__flips": True}, "cannot be mirrored"),
+        ({"data__workers": -1}, "data.workers"),
     ],
 )
 def test_features_that_mean_nothing_are_refused(tmp_path, changes, words):
