@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sm_jax.backbones.channels import moments
+
 EPSILON = 1e-5
 MOMENTUM = 0.1
 
@@ -71,21 +73,6 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
     )
 
 
-@jax.custom_vjp
-def compute_once(x: jax.Array) -> jax.Array:
-    """`x`, finite, of any shape: unchanged, but stored before it is used twice.
-
-    XLA for CPU repeats cheap elementwise work in each of its consumers. Of a chain of residual blocks every
-    sum then reads the results of all blocks before it, and all of them stay in memory: a fifth more time and
-    two thirds more memory for the features. What ends in a division is not repeated, so here is one by 1.
-    Elsewhere this is the identity.
-    """
-    return jax.lax.platform_dependent(x, cpu=lambda x: x / (1 + 0 * x), default=lambda x: x)
-
-
-compute_once.defvjp(lambda x: (compute_once(x), None), lambda _, cotangent: (cotangent,))
-
-
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 maximum, stride 2, padding 1, of non-negative `(b, h, w, c)`, as maxima of even and odd cells.
 
@@ -132,12 +119,11 @@ def batch_statistics(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, 
     Returns:
       `mean (c,)`, `variance (c,)`, `count ()` (at least 1).
     """
+    if where is None:
+        return *moments(x), jnp.float32(math.prod(x.shape[:3]))
     x = x.astype(jnp.float32)
     axes = (0, 1, 2)
-    if where is None:
-        count = jnp.float32(math.prod(x.shape[:3]))
-    else:
-        count = jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+    count = jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
     mean = jnp.sum(hide(x, where), axis=axes) / count
     centred = hide(x - mean[None, None, None], where)
     return mean, jnp.sum(centred * centred, axis=axes) / count, count

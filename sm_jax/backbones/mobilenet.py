@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sm_jax.backbones.channels import add_shift, scale_shift
 from sm_jax.backbones.common import BatchNorm, Kernel, convolve, uniform_fan_in
+from sm_jax.backbones.depthwise import PADDINGS, borders, depthwise
+from sm_jax.backbones.once import compute_once, gradient_once
 from sm_jax.errors import ConfigError
 
-PADDINGS = ("torch", "tf_same")
 LEVELS = {3: "c2", 6: "c3", 13: "c4", 18: "c5"}
 """Units whose output is the last of its stride: 4, 8, 16 and 32."""
 CLASSES = 1000
@@ -69,50 +71,20 @@ def unit_output(unit: int, image_size: tuple[int, int]) -> tuple[int, int, int]:
     return height, width, UNITS[unit].out
 
 
-def _borders(length: int, stride: int, padding: str) -> tuple[int, int]:
-    """Cells added before and after an axis by a 3-wide window."""
-    if padding == "torch":
-        return 1, 1
-    total = max((-(-length // stride) - 1) * stride + 3 - length, 0)  # TensorFlow's "SAME"
-    return total // 2, total - total // 2
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: str = "torch") -> jax.Array:
-    """Depthwise 3x3 convolution.
-
-    Args:
-      x: `(b, h, w, c)`.
-      kernel: `(3, 3, 1, c)`.
-      stride: 1 or 2.
-      padding: `"torch"` (1 on every side) or `"tf_same"`.
-
-    Returns:
-      `(b, ceil(h / stride), ceil(w / stride), c)`.
-    """
-    borders = [_borders(length, stride, padding) for length in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *borders, (0, 0)))
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        (stride, stride),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-
-
 class Unit(nn.Module):
-    """What all units share: a convolution followed by its norm."""
+    """What all units share: a convolution followed by its norm and, if asked, ReLU6."""
 
     shape: Shape
     padding: str = "torch"
 
-    def conv_norm(self, x, convolution, kernel_shape, name: str, *, train: bool):
-        y = convolution(x, Kernel(kernel_shape, name=name)())
-        bn = "bn" if name == "conv" else f"{name}_bn"
-        layer = BatchNorm(y.shape[-1], name=bn)
-        factor, shift = layer(y) if train else layer()
-        return (y * factor[None, None, None] + shift[None, None, None]).astype(y.dtype)
+    def conv_norm(self, x, convolution, kernel_shape, name: str, *, train: bool, relu6: bool):
+        kernel = Kernel(kernel_shape, name=name)()
+        layer = BatchNorm(kernel_shape[-1], name="bn" if name == "conv" else f"{name}_bn")
+        if train:
+            y = compute_once(convolution(x, kernel)) if name == "depthwise" else convolution(x, kernel)
+            return scale_shift(y, *layer(y), relu6)
+        factor, shift = layer()
+        return add_shift(convolution(x, kernel * factor[None, None, None]), shift, relu6)
 
 
 class Stem(Unit):
@@ -120,20 +92,19 @@ class Stem(Unit):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        borders = [_borders(length, 2, self.padding) for length in x.shape[1:3]]
-        outside = jnp.pad(
-            jnp.zeros((1, *x.shape[1:3], 1), x.dtype), ((0, 0), *borders, (0, 0)), constant_values=1
-        )
-        x = jnp.pad(x, ((0, 0), *borders, (0, 0)))
+        around = ((0, 0), *(borders(length, 2, self.padding) for length in x.shape[1:3]), (0, 0))
         if self.padding == "tf_same":
-            x = x + outside * jnp.asarray(GREY, x.dtype)[None, None, None]
+            outside = jnp.pad(jnp.zeros((1, *x.shape[1:3], 1), x.dtype), around, constant_values=1)
+            x = jnp.pad(x, around) + outside * jnp.asarray(GREY, x.dtype)[None, None, None]
+        else:
+            x = jnp.pad(x, around)
 
         def convolution(x, kernel):
             return jax.lax.conv_general_dilated(
                 x, kernel.astype(x.dtype), (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
 
-        return jnp.clip(self.conv_norm(x, convolution, (3, 3, 3, 32), "conv", train=train), 0, 6)
+        return self.conv_norm(x, convolution, (3, 3, 3, 32), "conv", train=train, relu6=True)
 
 
 class InvertedResidual(Unit):
@@ -142,13 +113,14 @@ class InvertedResidual(Unit):
     @nn.compact
     def __call__(self, x, train: bool):
         inner, wide, out, stride = self.shape
-        y = x
+        y = x = gradient_once(x)
         if wide != inner:
-            y = jnp.clip(self.conv_norm(y, convolve, (1, 1, inner, wide), "expand", train=train), 0, 6)
+            shape = (1, 1, inner, wide)
+            y = gradient_once(self.conv_norm(y, convolve, shape, "expand", train=train, relu6=True))
         spatial = functools.partial(depthwise, stride=stride, padding=self.padding)
-        y = jnp.clip(self.conv_norm(y, spatial, (3, 3, 1, wide), "depthwise", train=train), 0, 6)
-        y = self.conv_norm(y, convolve, (1, 1, wide, out), "project", train=train)
-        return x + y if stride == 1 and inner == out else y
+        y = self.conv_norm(y, spatial, (3, 3, 1, wide), "depthwise", train=train, relu6=True)
+        y = self.conv_norm(y, convolve, (1, 1, wide, out), "project", train=train, relu6=False)
+        return compute_once(x + y) if stride == 1 and inner == out else y
 
 
 class Last(Unit):
@@ -157,7 +129,7 @@ class Last(Unit):
     @nn.compact
     def __call__(self, x, train: bool):
         shape = (1, 1, self.shape.inner, self.shape.out)
-        return jnp.clip(self.conv_norm(x, convolve, shape, "conv", train=train), 0, 6)
+        return self.conv_norm(x, convolve, shape, "conv", train=train, relu6=True)
 
 
 class MobileNetV2(nn.Module):

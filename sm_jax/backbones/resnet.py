@@ -12,13 +12,13 @@ from sm_jax.backbones.common import (
     BatchNorm,
     GroupNorm,
     Kernel,
-    compute_once,
     convolve,
     halve,
     hide,
     max_pool,
     valid_cells,
 )
+from sm_jax.backbones.once import compute_once
 from sm_jax.errors import ConfigError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax.backbones.common import compute_once
+from sm_jax.backbones.once import compute_once
 from sm_jax.backbones.resnet import ResNet
 
 
