@@ -112,7 +112,9 @@ def test_vector_7_alignment_loss_of_the_matched_boxes(monkeypatch):
     monkeypatch.setattr(model, "encode_proposals", lambda config, variables, features, boxes: boxes)
     monkeypatch.setattr(model, "align_logits", by_box)
     config, conf = tiny.config(), objective.ObjectiveConfig(align_boxes="gt")
-    loss, (metrics, _) = objective.loss(config, conf, tiny.variables(config), batch, KEY)
+    loss, (metrics, _) = jax.jit(functools.partial(objective.loss, config, conf))(
+        tiny.variables(config), batch, KEY
+    )
     assert metrics["positives"] == 3
     np.testing.assert_allclose(metrics["align_loss"], 0.279777, atol=1e-6)
     np.testing.assert_allclose(metrics["align_accuracy"], 1)
@@ -136,10 +138,14 @@ def padded(batch):
     return out
 
 
+# Nothing random but the sample, no decoded boxes, which pass no gradient on purpose.
+PLAIN = {"dropout": 0.0, "freeze_bn": True}  # batch statistics count padding images
+PLAIN_OBJECTIVE = {"align_boxes": "gt", "loc_weight": 0.5, "unk_rate": 0.0}
+
+
 def test_padding_changes_nothing():
-    frozen = {"freeze_bn": True}  # batch statistics do count padding images
-    expected = run(tiny.make_batch(), frozen)
-    actual = run(padded(tiny.make_batch()), frozen)
+    expected = run(tiny.make_batch(), PLAIN, **PLAIN_OBJECTIVE)
+    actual = run(padded(tiny.make_batch()), PLAIN, **PLAIN_OBJECTIVE)
     assert expected[1]["positives"] >= 2 and expected[2] == {}
     assert_close(actual[:3], expected[:3])
     gradients_close(actual[3], expected[3])
@@ -159,80 +165,92 @@ def test_nan_in_a_real_image_shows():
     assert np.isnan(run(batch)[0])
 
 
-VARIANTS = (
-    {},
-    {"roi": "max"},
-    {"align": "cosine"},
-    {"text_encoder": "features", "text_features": 11},
-    {"anchor_sizes": (48.0, 80.0), "anchor_aspects": (0.5, 1.0, 2.0)},
-    {"text_layers": 2, "text_width": 12, "text_heads": 3, "freeze_bn": True},
-    {"dtype": "bfloat16"},
+PARTS = {"backbone", "rpn", "proposal", "text", "align"}
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({}, 1.0),
+        ({"dtype": "bfloat16", "text_layers": 2, "text_width": 12, "text_heads": 3, "freeze_bn": True}, 1.0),
+        # Without a loss of their own the boxes do not move: no gradient passes through decoded ones.
+        (
+            {
+                "roi": "max",
+                "align": "cosine",
+                "text_encoder": "features",
+                "text_features": 11,
+                "anchor_sizes": (48.0, 80.0),
+                "anchor_aspects": (0.5, 1.0, 2.0),
+            },
+            0.0,
+        ),
+    ],
+    ids=["default", "deep-half", "other"],
 )
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: ",".join(options) or "default")
-def test_every_part_of_every_variant_learns(options):
-    batch = tiny.make_batch() | {"text_features": np.random.default_rng(1).random((2, 11), np.float32)}
-    loss, metrics, updates, grads = run(batch, options)
+def test_every_part_of_every_variant_learns(options, weight):
+    batch = tiny.make_batch()
+    if options:
+        batch["text_features"] = np.random.default_rng(1).random((2, 11), np.float32)
+    loss, metrics, updates, grads = run(batch, options, **({} if weight == 1 else {"rpn_weight": weight}))
     assert np.isfinite(loss) and all(np.isfinite(value) for value in metrics.values())
     sizes = norms(grads)
-    assert set(sizes) == {"backbone", "rpn", "proposal", "text", "align"}
-    assert all(np.isfinite(size) and size > 0 for size in sizes.values()), sizes
-    last = {name: tree for name, tree in grads["backbone"].items() if name != "features_18"}
-    assert not any(norms(last).values())  # the frozen units
+    assert set(sizes) == PARTS and all(np.isfinite(size) for size in sizes.values())
+    assert {name for name, size in sizes.items() if size > 0} == (PARTS if weight else PARTS - {"rpn"})
+    frozen = {name: tree for name, tree in grads["backbone"].items() if name != "features_18"}
+    assert not any(norms(frozen).values())
     if not options.get("freeze_bn"):
         assert list(updates["batch_stats"]["backbone"]) == ["features_18"]
 
 
 def test_without_a_trained_unit_there_are_no_statistics_to_update():
+    config, conf = tiny.config(trainable="heads"), objective.ObjectiveConfig()
     batch = tiny.make_batch(channels=1280)
-    loss, _, updates, grads = run(batch, {"trainable": "heads"})
-    assert updates == {} and not any(norms(grads["backbone"]).values()) and norms(grads)["rpn"] > 0
+    loss = functools.partial(objective.loss, config, conf)
+    assert jax.eval_shape(loss, tiny.variables(config, backbone=False), batch, KEY)[1][1] == {}
 
 
 def test_weights_of_the_parts():
-    _, metrics, _, _ = run(tiny.make_batch())
-    weights = {"rpn_weight": 2.0, "loc_weight": 3.0, "align_weight": 5.0}
-    loss, _, _, _ = run(tiny.make_batch(), **weights)
+    metrics = run(tiny.make_batch())[1]
+    config = tiny.config()
+    conf = objective.ObjectiveConfig(rpn_weight=2.0, loc_weight=3.0, align_weight=5.0)
+    loss = jax.jit(functools.partial(objective.loss, config, conf))
     want = 2 * (metrics["cls_loss"] + 3 * metrics["box_loss"]) + 5 * metrics["align_loss"]
-    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    np.testing.assert_allclose(loss(tiny.variables(config), tiny.make_batch(), KEY)[0], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("align_boxes", objective.ALIGN_BOXES)
-def test_alignment_does_not_move_boxes(align_boxes):
-    grads = run(tiny.make_batch(), rpn_weight=0.0, align_boxes=align_boxes)[3]
-    sizes = norms(grads)
-    assert sizes["rpn"] == 0 and min(sizes["proposal"], sizes["text"], sizes["backbone"]) > 0
-
-
-@pytest.mark.parametrize("step", [None, 4, 5])
-def test_boxes_of_the_aligner(monkeypatch, step):
-    """Decoded from the anchors, half of them annotated ones while `step < gt_mix_steps`."""
-    seen = {}
+def test_boxes_of_the_aligner(monkeypatch):
+    """Decoded from the anchors; half of them annotated ones while `step < gt_mix_steps`."""
+    seen = []
 
     def record(config, variables, features, boxes):
-        seen["boxes"] = np.asarray(boxes)
+        seen.append((boxes, features))
         return jnp.zeros((*boxes.shape[:2], config.embed))
 
     monkeypatch.setattr(model, "encode_proposals", record)
-    batch = tiny.make_batch(images=8, boxes=6, cells=(6, 6))
-    if step is not None:
-        batch["step"] = np.full(8, step, np.int32)
-    config = tiny.config()
-    variables = tiny.variables(config)
-    conf = objective.ObjectiveConfig(gt_mix_steps=5, max_positives=8)
-    objective.loss(config, conf, variables, batch, KEY)
+    config, conf = tiny.config(), objective.ObjectiveConfig(gt_mix_steps=5, max_positives=8)
+    variables = jax.device_put(tiny.variables(config))
     anchors = jnp.asarray(model.anchors(config, (6, 6)))
-    targets = assign(conf, batch, anchors, jax.random.split(KEY, 4)[0])
-    features, _ = model.features_train(config, variables, batch)
-    codes = model.score_anchors(config, variables, features, targets.anchors)["codes"]
-    decoded = box_lib.clip(box_lib.decode(codes, anchors[targets.anchors], weights=WEIGHTS), (192, 192))
-    valid = np.asarray(targets.valid[:, :8])
-    gt = np.take_along_axis(batch["boxes"], np.maximum(targets.matched[:, :8], 0)[..., None], axis=1)
-    is_gt = (seen["boxes"] == gt).all(axis=-1)[valid]
-    is_decoded = np.isclose(seen["boxes"], decoded[:, :8], atol=1e-3).all(axis=-1)[valid]
-    assert (is_gt ^ is_decoded).all() and len(is_gt) > 30
-    assert 0.25 < is_gt.mean() < 0.75 if step == 4 else is_decoded.all()
+
+    @jax.jit
+    def boxes_and_candidates(batch):
+        objective.loss(config, conf, variables, batch, KEY)
+        boxes, features = seen[-1]
+        targets = objective.assign(conf, batch, anchors, jax.random.split(KEY, 4)[0])
+        codes = model.score_anchors(config, variables, features, targets.anchors)["codes"]
+        decoded = box_lib.clip(box_lib.decode(codes, anchors[targets.anchors], weights=WEIGHTS), (192, 192))
+        return boxes, decoded[:, :8], targets.matched[:, :8], targets.valid[:, :8]
+
+    for step, low, high in ((None, 0, 0), (5, 0, 0), (4, 0.25, 0.75)):
+        batch = tiny.make_batch(images=8, boxes=6, cells=(6, 6))
+        if step is not None:
+            batch["step"] = np.full(8, step, np.int32)
+        boxes, decoded, matched, valid = (np.asarray(part) for part in boxes_and_candidates(batch))
+        gt = np.take_along_axis(batch["boxes"], np.maximum(matched, 0)[..., None], axis=1)
+        is_gt = (boxes == gt).all(axis=-1)[valid]
+        is_decoded = np.isclose(boxes, decoded, atol=1e-3).all(axis=-1)[valid]
+        assert (is_gt ^ is_decoded).all() and len(is_gt) > 30
+        assert low <= is_gt.mean() <= high
 
 
 def test_words_become_unknown_but_never_padding():
@@ -245,37 +263,35 @@ def test_words_become_unknown_but_never_padding():
 
 
 def test_the_key_draws_samples_and_dropout():
-    batch = tiny.make_batch(boxes=1)
+    batch = tiny.make_batch()
     one, same, other = (run(batch, key=jax.random.key(seed)) for seed in (1, 1, 2))
     assert one[0] == same[0] != other[0]
     assert one[1]["align_loss"] != other[1]["align_loss"] and one[1]["cls_loss"] != other[1]["cls_loss"]
-    calm = [run(batch, {"dropout": 0.0}, key=jax.random.key(s), unk_rate=0.0) for s in (1, 2)]
-    np.testing.assert_allclose(*(each[1]["align_loss"] for each in calm), rtol=1e-6)
+    calm = [run(batch, PLAIN, key=jax.random.key(seed), **PLAIN_OBJECTIVE)[1] for seed in (1, 2)]
+    np.testing.assert_allclose(*(each["align_loss"] for each in calm), rtol=1e-5)
+    assert calm[0]["cls_loss"] != calm[1]["cls_loss"]
 
 
 # gradients, devices, sizes ------------------------------------------------------------------------
 
 
 def test_gradients_against_finite_differences():
-    """Along the gradient itself; annotated boxes, because decoded ones pass none on purpose."""
-    batch = tiny.make_batch(images=1, boxes=2)
-    options = {"align_boxes": "gt", "loc_weight": 0.5}
-    model_options = (("dropout", 0.0), ("freeze_bn", True))
-    grads = run(batch, model_options, **options)[3]
-    function, params = compiled(model_options, tuple(sorted(options.items())))
-    for name in ("rpn", "proposal", "text", "align", "backbone"):
-        length = np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(grads[name])))
-        step = 2e-3 if name == "backbone" else 1e-2
+    """Along the gradient of each part, so far that the loss changes by 0.0002."""
+    batch = tiny.make_batch()
+    grads = run(batch, PLAIN, **PLAIN_OBJECTIVE)[3]
+    function, params = compiled(*(tuple(sorted(options.items())) for options in (PLAIN, PLAIN_OBJECTIVE)))
+    for name in PARTS:
+        square = sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(grads[name]))
 
-        def moved(sign, name=name, length=length, step=step):
-            part = jax.tree.map(lambda p, g: p + sign * step * g / length, params[name], grads[name])
+        def moved(sign, name=name, factor=0.0002 / square):
+            part = jax.tree.map(lambda p, g: p + sign * factor * g, params[name], grads[name])
             return float(function(params | {name: part}, batch, KEY)[0][0])
 
-        np.testing.assert_allclose((moved(1) - moved(-1)) / (2 * step), length, rtol=0.03, err_msg=name)
+        np.testing.assert_allclose(moved(1) - moved(-1), 4e-4, rtol=0.01, err_msg=name)
 
 
 def test_two_devices_equal_one():
-    batch = tiny.make_batch(images=4) | {"step": np.zeros(4, np.int32)}
+    batch = tiny.make_batch()
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     sharded = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
     actual, expected = run(sharded), run(batch)
