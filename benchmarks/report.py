@@ -10,7 +10,8 @@ def environment(facts: dict[str, Any], options: dict[str, Any]) -> None:
     print(f"{facts['processor']}; {facts['cores']} cores, {facts['torch_threads']} PyTorch threads")
     print(f"jax on {facts['jax_device']}, PyTorch on {facts['torch_device']}")
     print(f"float32 products: jax {facts['jax_matmul_precision']}, PyTorch TF32 {facts['torch_tf32']}")
-    print(f"features {options['dtype']}, head {options['head_dtype']}, model {options['model']}")
+    names = {"dtype": "features", "head_dtype": "head", "model": "model"}
+    print(", ".join(f"{shown} {options[name]}" for name, shown in names.items() if name in options))
     load = facts["load_average"]
     print(f"load average {'unknown' if load is None else format(load, '.1f')}, {options['rounds']} rounds")
     print(flush=True)
@@ -21,7 +22,7 @@ def row(values: dict[str, Any], *, clock: str) -> None:
     parts = [values["what"]]
     if "size" in values:
         parts.append("{1} x {0}".format(*values["size"]))
-    for name in ("levels", "locations", "images", "classes", "chunk", "candidates"):
+    for name in ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width"):
         if name in values:
             parts.append(f"{name} {values[name]}")
     print(", ".join(parts))
@@ -32,6 +33,9 @@ def row(values: dict[str, Any], *, clock: str) -> None:
             line += f"  {kind} {times[f'{kind}_median_ms']:9.2f} ms (min {times[f'{kind}_min_ms']:.2f})"
         if name in values.get("ratio", {}):
             line += f"  ours / {name} = {values['ratio'][name]:.3f} ({clock})"
+        if name in values.get("images_per_second", {}):
+            per = "images per second of CPU time" if clock == "cpu" else "images/s"
+            line += f"  {values['images_per_second'][name]:.1f} {per}"
         if name in values.get("share_of_peak", {}):
             line += f"  {100 * values['share_of_peak'][name]:.0f} % of peak"
         print(line)

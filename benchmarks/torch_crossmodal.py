@@ -9,11 +9,17 @@ Source: Ferreira et al. 2023 (no published code); RoIAlign and greedy suppressio
 without needing torchvision.
 """
 
+import copy
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sm_jax.weights import formats
+from sm_jax.weights.io import flatten
 
 STRIDE = 32
 EXP_CAP = math.log(1000 / 16)
@@ -276,6 +282,75 @@ class CrossModal(nn.Module):
         self.align = Align()
 
 
+# --- weights
+# ----------------------------------------------------------------------------------------------------
+
+
+def state(tree) -> dict[str, torch.Tensor]:
+    """Our variables (`params` and `batch_stats`, or gradients in place of `params`) under the names here."""
+    flat = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(tree).items()}
+    found = {name: leaf for name, leaf in flat.items() if name.split("/")[1] == "backbone"}
+    result = {f"backbone.{name}": array for name, array in formats.to_torch(found).items()}
+
+    def put(name, path, *, norm=False, bias="bias"):
+        result[f"{name}.weight"] = flat[f"params/{path}/scale"] if norm else flat[f"params/{path}/kernel"].T
+        result[f"{name}.bias"] = flat[f"params/{path}/{bias}"]
+
+    for name in ("rpn.conv", "proposal.conv"):
+        path = f"params/{name.replace('.', '/')}"
+        result[f"{name}.weight"] = flat[f"{path}/kernel"].transpose(3, 2, 0, 1)
+    result["rpn.conv.bias"] = flat["params/rpn/conv/bias"]
+    result["proposal.conv.bias"] = flat["params/proposal/conv_bias"]
+    for name in ("rpn.objectness", "rpn.codes"):
+        put(name, name.replace(".", "/"))
+        result[f"{name}.weight"] = result[f"{name}.weight"][..., None, None]
+    put("proposal.hidden", "proposal/hidden")
+    hidden, width = result["proposal.hidden.weight"], flat["params/proposal/conv_bias"].size
+    # Pooled cells come (channel, row, column) here, (row, column, channel) there.
+    result["proposal.hidden.weight"] = (
+        hidden.reshape(-1, 2, 2, width).transpose(0, 3, 1, 2).reshape(hidden.shape)
+    )
+    put("proposal.out", "proposal/embed")
+    result["align.hidden.weight"] = flat["params/align/hidden_kernel"].T
+    result["align.hidden.bias"] = flat["params/align/hidden_bias"]
+    put("align.out", "align/out")
+    result["text.words.weight"] = flat["params/text/words"]
+    result["text.positions"] = flat["params/text/positions"]
+    for i in range(sum(name.endswith("/query/bias") for name in flat)):
+        layer, path = f"text.encoder.layers.{i}", f"text/layer_{i}"
+        for end, kind in (("weight", "kernel"), ("bias", "bias")):
+            parts = [flat[f"params/{path}/{part}/{kind}"].T for part in ("query", "key", "value")]
+            result[f"{layer}.self_attn.in_proj_{end}"] = np.concatenate(parts)
+        put(f"{layer}.self_attn.out_proj", f"{path}/out")
+        for k in (1, 2):
+            put(f"{layer}.linear{k}", f"{path}/ffn{k}")
+            put(f"{layer}.norm{k}", f"{path}/norm{k}", norm=True)
+    return {name: torch.from_numpy(np.array(array)) for name, array in result.items()}
+
+
+def load(variables, *, frozen: int = 0, freeze_bn: bool = False, dropout=0.1) -> CrossModal:
+    """The detector with our variables; sizes follow from them where `CrossModal` has a choice."""
+    weights = state(variables)
+    widths = tuple(len(weights[f"{name}.conv.bias"]) for name in ("rpn", "proposal"))
+    words = len(weights["text.words.weight"])
+    model = CrossModal(words, widths=widths, frozen=frozen, freeze_bn=freeze_bn, dropout=dropout)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def tuned(model: CrossModal) -> CrossModal:
+    """A copy for inference as it would be deployed: norms folded into the convolutions, channels last."""
+    model = copy.deepcopy(model).eval()
+    for layers in [part for part in model.backbone.modules() if isinstance(part, nn.Sequential)]:
+        for i in range(len(layers) - 1):
+            if isinstance(layers[i], nn.Conv2d) and isinstance(layers[i + 1], nn.BatchNorm2d):
+                layers[i], layers[i + 1] = fuse_conv_bn_eval(layers[i], layers[i + 1]), nn.Identity()
+    return model.to(memory_format=torch.channels_last)
+
+
 # --- training
 # ----------------------------------------------------------------------------------------------------
 
@@ -336,16 +411,19 @@ def loss(
     loc_weight=1.0,
     force="per_gt",
     ground_truth=False,
+    sample=None,
     generator=None,
 ) -> dict:
     """The three losses of a batch, their sum and what to watch.
 
     `batch`: `images` (n, 3, h, w), or features of the units before `start`; `boxes`, `valid`, `aligned`,
-    `tokens`. `ground_truth` pools half of the positives from the annotated boxes.
+    `tokens`. `ground_truth` pools half of the positives from the annotated boxes. `sample`: what `targets`
+    returns, where it is not to be drawn.
     """
     maps = model.backbone(batch["images"], start=start)
     anchors = grid_anchors(*maps.shape[-2:], device=maps.device)
-    sample = targets(batch["boxes"], batch["valid"], anchors, force=force, generator=generator)
+    if sample is None:
+        sample = targets(batch["boxes"], batch["valid"], anchors, force=force, generator=generator)
     logits, codes = (x.float() for x in model.rpn.at(maps, sample["anchors"]))
     used, labels = sample["used"], sample["labels"]
     objectness = F.binary_cross_entropy_with_logits(logits[used], labels[used])

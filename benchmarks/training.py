@@ -39,7 +39,7 @@ def make(peers: Peers, *, images: int, classes: int, side: int) -> Training:
     config.optim.clip_norm = 100.0
     batch = make_batch(peers, images=images, classes=classes, side=side)
     settings = objective.ObjectiveConfig.create(config.objective)
-    program, state, device_batch, stop = _ours(config, peers, batch)
+    program, state, device_batch, stop = trainer_step(config, peers.variables, batch)
     holder = {"state": state}
 
     def ours():
@@ -124,10 +124,10 @@ def make_batch(peers: Peers, *, images: int, classes: int, side: int) -> dict[st
     }
 
 
-def _ours(config: Any, peers: Peers, batch: dict[str, np.ndarray]) -> tuple[Program, Any, Any, Any]:
-    """The trainer's step on one device, with its state, guards and clipping."""
+def trainer_step(config: Any, variables: Any, batch: dict[str, np.ndarray]) -> tuple[Program, Any, Any, Any]:
+    """The trainer's step on one device, with its guards and clipping: program, state, batch, stop flags."""
     system, optimizer = systems.make(config), optim.make_optimizer(config.optim)
-    variables = jax.tree.map(jnp.copy, peers.variables)  # the step donates its state
+    variables = jax.tree.map(jnp.copy, variables)  # the step donates its state
     scale = optim.initial_loss_scale(config)
     state = create(variables, optimizer, system.trainable, ema=False, loss_scale=scale)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1})
