@@ -12,6 +12,7 @@ modules; "tuned" the same with channels last and, in inference, folded norms. Py
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -70,6 +71,7 @@ class Run:
         self.clock = "cpu" if options.device == "cpu" else "wall"
         self.batch = options.batch or CHUNKS[options.device]
         self.facts = {"size": (options.size,) * 2, "width": width}
+        self.detection = functools.cache(lambda images: subjects.detect(self.peers, images))
         self.peers = subjects.make(
             width=width,
             side=options.size,
@@ -116,7 +118,7 @@ class Run:
     def inference(self) -> Iterator[Row]:
         """Proposals and one phrase: one scene, and a batch."""
         for images in (1, self.batch):
-            calls, program = self.subjects.detect(self.peers, images)
+            calls, program = self.detection(images)
             agreement = self.subjects.detection_difference(calls["ours"](), calls["eager"]())
             yield self.time(
                 "proposals and 1 phrase", calls, program, images=images, phrases=1, agreement=agreement
@@ -126,7 +128,7 @@ class Run:
         """Phrases against the kept proposals of one scene."""
         import numpy as np
 
-        found = self.subjects.detect(self.peers, 1).calls["ours"]()
+        found = self.detection(1).calls["ours"]()
         for count in self.options.phrases:
             calls, program = self.subjects.phrases(self.peers, found["embeddings"], found["valid"], count)
             ours = np.asarray(calls["ours"]())[0, :count, np.asarray(found["valid"])[0]].T

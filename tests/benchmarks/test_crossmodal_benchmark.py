@@ -42,6 +42,7 @@ def test_inference(monkeypatch, capsys):
     assert "ours / tuned" in printed and "images per second of CPU time" in printed
 
 
+@pytest.mark.slow
 def test_features(monkeypatch):
     for row in run(monkeypatch, "--sections", "features")["rows"]:
         assert all(difference["feature"] < 1e-4 for difference in row["agreement"].values())
