@@ -85,6 +85,8 @@ def _megabytes(path: Path) -> str:
 
 def _place(weights: registry.Weights) -> tuple[str, str]:
     path = registry.find_local(weights)
+    if path is None and weights.by_hand:
+        return f"not here: wants {weights.by_hand}", ""
     if path is None:
         return "not here: downloaded from the Hugging Face hub when asked for", ""
     where = "comes with sm_jax" if path.parent == registry.PACKAGED else str(path)

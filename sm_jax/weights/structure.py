@@ -19,8 +19,15 @@ NORM_FIELDS = {
 }
 
 
+AXES = {"oihw": (2, 3, 1, 0), "ohwi": (1, 2, 3, 0), "1hwc": (1, 2, 0, 3), "oi": (1, 0)}
+"""Layouts that one permutation turns into ours; "1hwc" is a depthwise kernel of TensorFlow."""
+
+
 class Entry(NamedTuple):
-    """One foreign tensor: our `path`, its `shape` and its `layout`: "vector", "oihw", "oi" or "corr_oihw"."""
+    """One foreign tensor: our `path`, its `shape` and its `layout`.
+
+    Layouts: "vector", those of `AXES`, "o11i" (a dense layer stored as a 1x1 convolution) and "corr_oihw".
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -31,37 +38,36 @@ class Entry(NamedTuple):
         """The shape after `to_ours`: convolution kernels are HWIO, dense ones (in, out)."""
         if self.layout == "vector":
             return self.shape
-        if self.layout == "oi":
-            return self.shape[::-1]
-        out, inner, height, width = self.shape
-        return (height, width, inner, out)
+        if self.layout == "o11i":
+            return (self.shape[3], self.shape[0])
+        return tuple(self.shape[axis] for axis in AXES[self.layout.removeprefix("corr_")])
 
 
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
     """Permute the axes of a foreign tensor into ours.
 
-    "oihw" kernels become HWIO, "oi" ones (in, out). "corr_oihw" is the first layer of TransformNet, whose
-    input channels are the template positions: column-major in every published file (channel j*15 + i, row i,
-    column j), row-major here (i*15 + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
+    Convolution kernels become HWIO, dense ones (in, out). "corr_oihw" is the first layer of TransformNet,
+    whose input channels are the template positions: column-major in every published file (channel j*15 + i,
+    row i, column j), row-major here (i*15 + j). Source: OS2D (ECCV 2020), published OS2D and weakalign code.
     """
     if layout == "vector":
         return array
-    if layout == "oi":
-        return np.ascontiguousarray(array.T)
+    if layout == "o11i":
+        return np.ascontiguousarray(array[:, 0, 0].T)
     if layout == "corr_oihw":
         out, _, height, width = array.shape
         array = array.reshape(out, TEMPLATE, TEMPLATE, height, width).swapaxes(1, 2)
         array = array.reshape(out, TEMPLATE * TEMPLATE, height, width)
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+    return np.ascontiguousarray(array.transpose(AXES[layout.removeprefix("corr_")]))
 
 
 def to_torch(array: np.ndarray, layout: str) -> np.ndarray:
     """The inverse of `to_ours`."""
     if layout == "vector":
         return array
-    if layout == "oi":
-        return np.ascontiguousarray(array.T)
-    array = array.transpose(3, 2, 0, 1)
+    if layout == "o11i":
+        return np.ascontiguousarray(array.T[:, None, None])
+    array = array.transpose(np.argsort(AXES[layout.removeprefix("corr_")]))
     if layout == "corr_oihw":
         out, _, height, width = array.shape
         array = array.reshape(out, TEMPLATE, TEMPLATE, height, width).swapaxes(1, 2)

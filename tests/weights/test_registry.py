@@ -32,7 +32,7 @@ def test_packaged_weights_are_the_registered_ones_and_have_a_card():
 def test_registry_is_complete():
     for name, weights in registry.REGISTRY.items():
         assert name == weights.name and weights.files and weights.licence and weights.source and weights.input
-        assert weights.hub or registry.find_local(weights)
+        assert weights.hub or weights.by_hand or registry.find_local(weights)
         assert len(weights.sha256) in (0, 64) and len(weights.revision) in (0, 40)
 
 
