@@ -54,6 +54,8 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
     for note in [*detector.notes, *(f"note: {line}" for line in notes)]:
         print(note, file=sys.stderr)
     threshold = detector.threshold if arguments.threshold is None else arguments.threshold
+    if not math.isfinite(threshold):
+        raise ConfigError(f"--threshold: must be a finite number, not {threshold}")
     search = _search_phrases if model == "crossmodal" else _search_pictures
     overlays = Overlays(out, taken=[*images, *(query for query in queries if isinstance(query, Path))])
     entries, errors = [], []

@@ -165,8 +165,10 @@ class Trunk:
 
     def _fingerprint(self, section: Any) -> str:
         """Of the pictures: how many, of which source and options, and the pixels of some of them."""
-        kept = {"source": section.source, section.source: section.get(section.source, {})}
-        kept[section.source] = {k: v for k, v in dict(kept[section.source]).items() if k not in OTHER_SPLITS}
+        generated = section.source in ("shapes", "shelves")  # else it is a path
+        options = dict(section.get(section.source, {})) if generated else {}
+        kept = {"source": section.source}
+        kept[section.source] = {key: value for key, value in options.items() if key not in OTHER_SPLITS}
         stamp = getattr(self._source, "fingerprint", str)()
         count = len(self._source)
         text = json.dumps([kept, self._size, count, stamp], sort_keys=True, default=str)

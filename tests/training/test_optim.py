@@ -132,3 +132,24 @@ def test_bad_loss_scale():
 def test_values_that_no_step_can_use_are_refused(wrong):
     with pytest.raises(ConfigError, match="clip_norm is at least 0"):
         optim.make_optimizer(_config(**wrong))
+
+
+def test_named_parts_use_adam_at_their_own_rate():
+    params = {"text/w": jnp.array([1.0, -2.0]), "rpn/w": jnp.array([1.0, -2.0])}
+    grads = [
+        {name: jnp.array([0.3, -0.1]) for name in params},
+        {name: jnp.array([-0.2, 0.4]) for name in params},
+    ]
+    mixed = _run(_config(adam_parts=("text",), adam_lr=1e-3), params, grads)
+    sgd, adam = _run(_config(), params, grads), _run(_config(name="adam", lr=1e-3), params, grads)
+    for step in range(2):
+        np.testing.assert_allclose(mixed[step]["rpn/w"], sgd[step]["rpn/w"], rtol=1e-6)
+        np.testing.assert_allclose(mixed[step]["text/w"], adam[step]["text/w"], rtol=1e-5)
+
+
+def test_a_part_that_is_not_there_is_named():
+    optimizer = optim.make_optimizer(_config(adam_parts=("txet",), adam_lr=1e-3))
+    with pytest.raises(ConfigError, match="trains no part called txet"):
+        optimizer.init({"text/w": jnp.zeros(2)})
+    with pytest.raises(ConfigError, match="positive optim.adam_lr"):
+        optim.make_optimizer(_config(adam_parts=("text",)))
