@@ -89,16 +89,13 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
     }
 
 
-PREFIXES = ("", "phrasing/", "pairs/", "flavour/")
-"""Of the metrics of each kind of phrases; only photo scenes have flavours."""
-
-
 def metric_names(config: Any) -> list[str]:
     """Every name that evaluation can give, without opening the data, which may lack some kinds of phrases."""
     plain, of_absent = ("precision", "recall", "iou"), ("false_alarms", "boxes")
     names = [name for name in proposals.DEFINITIONS if name not in (*plain, *of_absent, "AP@")]
     names += [f"AP@{threshold:.2f}" for threshold in config.eval.get("iou_thresholds", (0.5,))]
-    every = [*plain, *(f"{prefix}{name}" for prefix in PREFIXES for name in names)]
+    prefixes = ("", "phrasing/", "pairs/") + ("flavour/",) * (config.data.source == "shelves")
+    every = [*plain, *(f"{prefix}{name}" for prefix in prefixes for name in names)]
     every += [f"{ABSENT}/{name}" for name in of_absent]
     return [f"{split}/{name}" for split in config.eval.splits for name in every]
 
