@@ -26,9 +26,11 @@ def split_records(collection: Collection, split: str) -> tuple[list[Record], lis
     pictures, one in five is held out, by a hash of its id: pictures added later hardly move the others.
 
     Raises:
-      DataError: no such split.
+      DataError: no such split, or one that cannot be used.
     """
     splits = collection.splits
+    if split in collection.refused:
+        raise DataError(f"{collection.root}: {collection.refused[split]}")
     if split == "all" and split not in splits:
         members = [record for records in splits.values() for record in records]
         members.sort(key=lambda record: len(record.boxes))  # of several views of a picture the fullest stays
@@ -142,8 +144,10 @@ def _usable(record: Record) -> np.ndarray:
 def _relabel(record: Record, index: np.ndarray) -> Record:
     labels = index[record.labels] if len(record.labels) else record.labels
     keep = labels >= 0
+    listed = None if record.listed is None else index[record.listed]
     return replace(
         record,
+        listed=None if listed is None else listed[listed >= 0],
         boxes=record.boxes[keep],
         labels=labels[keep].astype(np.int32),
         difficult=record.difficult[keep],
