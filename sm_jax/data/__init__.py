@@ -141,7 +141,7 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
     """
     from sm_jax.data import pipeline  # grain takes seconds to import and brings jax
 
-    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder}
+    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder, "ssm": _ssm_builder}
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
     if config.data.workers < 0:
@@ -202,6 +202,13 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
             ", ".join(unread[:10]) + (", ..." if len(unread) > 10 else ""),
         )
     return crossmodal.BatchBuilder(source, options, encoder, **process)
+
+
+def _ssm_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import ssm
+
+    source = make_source(config.data, config.data.get("train_split", "train"))
+    return ssm.BatchBuilder(source, ssm.batch_options(config, image_scale(config.data, source)), **process)
 
 
 def _shelf_split(split: str, classes: str) -> str:

@@ -29,11 +29,13 @@ def build(path: str | Path, folder: str | Path, *, splits: tuple[str, ...] = ("t
     collection = open_collection(path)
     if collection.objects:
         raise DataError(f"{path}: a folder per class has no scenes to build; train on it directly")
-    sources = {split: make_source(collection, split)[0] for split in splits}
+    files = {file for file in classes.FILES.values() if (collection.root / file).is_file()}
+    files |= {"seen.txt"} if collection.seen else set()
+    sources = {split: make_source(collection, split, own_pictures=bool(files))[0] for split in splits}
     built = build_sources(sources, target)
     stored = set(built_class_names(sources))
     for half, file in classes.FILES.items():
-        if (collection.root / file).is_file() or (half == "seen" and collection.seen):
+        if file in files:
             names = classes.class_list(collection.root, collection.class_names, half, default=collection.seen)
             (built / file).write_text("".join(f"{name}\n" for name in names if name in stored), "utf-8")
     return built

@@ -71,7 +71,8 @@ def open_source(path: str | Path, *, split: str = "train", classes: str = "all",
       path: see `open_collection`; also a folder built by `sm_jax.data.builders`.
       split: a name the data set uses, or "train", "val" or "test" (see `splits.split_records`).
       classes: "all", or the "seen" or "unseen" ones (see `sources.classes`): boxes of other classes are
-        dropped, and in the split "train" also the pictures that show only those.
+        dropped, and in the split "train" also the pictures that show only those. Classes that training never
+        shows then have class pictures from the split itself.
       seed: of the composed scenes, for a folder per class.
 
     Raises:
@@ -97,7 +98,7 @@ def open_source(path: str | Path, *, split: str = "train", classes: str = "all",
     names = collection.class_names
     if classes != "all":
         names = class_list(collection.root, names, classes, default=collection.seen)
-    source, notes = splits.make_source(collection, split)
+    source, notes = splits.make_source(collection, split, own_pictures=classes != "all")
     for note in [*collection.notes, *notes, *collection.problems]:
         _log.warning("%s: %s", path, note)
     if classes != "all":

@@ -58,11 +58,17 @@ def training_records(collection: Collection) -> list[Record]:
         return []
 
 
-def make_source(collection: Collection, split: str) -> tuple[RecordSource, list[str]]:
+def make_source(
+    collection: Collection, split: str, *, own_pictures: bool = False
+) -> tuple[RecordSource, list[str]]:
     """Source of one split and notes.
 
     Its classes are those with a usable box in the split and a class picture: a given one, or a crop of the
     training split. The classes keep their order; indices count within the split.
+
+    Args:
+      own_pictures: crop the class pictures of classes that training never shows from the split itself; for
+        detection by request, where every object of a split may be a request.
 
     Raises:
       DataError: no such split, no pictures or no usable class.
@@ -73,6 +79,9 @@ def make_source(collection: Collection, split: str) -> tuple[RecordSource, list[
     present = np.unique(np.concatenate([record.labels[_usable(record)] for record in records]))
     missing = [label for label in present.tolist() if label not in collection.class_pictures]
     pictures = dict(collection.class_pictures) | crop_class_pictures(training_records(collection), missing)
+    if own_pictures:
+        missing = [label for label in missing if label not in pictures]
+        pictures |= crop_class_pictures(records, missing)
     kept = [label for label in present.tolist() if label in pictures]
     lost = [collection.class_names[label] for label in present.tolist() if label not in pictures]
     if lost:
