@@ -218,7 +218,7 @@ class Pairs:
         # One image of a class is no choice where the request should come from another one.
         lonely = [
             label
-            for label in range(count)
+            for label in np.unique(found.labels[~found.difficult]).tolist()
             if images[label] < 2 and instances.picture_serves(source, label, options.min_request)
         ]
         self.crops = CropList(source, found, options, rows, np.array(lonely, np.int32), seed)
@@ -258,7 +258,7 @@ class Pairs:
         side = f"of at least {min_request:g} pixels"
         for where, what in (
             (self._requestable & ~crops, f"no object {side}; their class pictures are requested"),
-            (~self._requestable & shown, f"no request {side} for any of their objects and are left out"),
+            (~self._requestable & shown, f"no window that shows them or no request {side}, and are left out"),
         ):
             chosen = [names[label] for label in np.flatnonzero(where)]
             if chosen:

@@ -95,10 +95,11 @@ class BuiltSource:
         index = {label: position for position, label in enumerate(present)}
         for entry in self._annotations:
             entry["labels"] = np.array([index[int(label)] for label in entry["labels"]], np.int32)
-        self._listed = [
-            None if labels is None else np.array([index[i] for i in labels if i in index], np.int32)
-            for labels in self._listed
-        ]
+        shared = {
+            labels: np.array([index[label] for label in labels if label in index], np.int32)
+            for labels in set(self._listed) - {None}
+        }
+        self._listed = [None if labels is None else shared[labels] for labels in self._listed]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_examples", "_pictures")}
@@ -135,10 +136,10 @@ class BuiltSource:
         self._pictures = builder.as_data_source(CLASSES, decoders=raw)
 
     @staticmethod
-    def _read_listed(example: dict[str, Any]) -> list[int] | None:
+    def _read_listed(example: dict[str, Any]) -> tuple[int, ...] | None:
         if example.get("exhaustive", True):  # builds of version 1.0.0 do not say
             return None
-        return np.asarray(example["listed"], np.int64).reshape(-1).tolist()
+        return tuple(np.asarray(example["listed"], np.int64).reshape(-1).tolist())
 
     def _read_annotation(self, example: dict[str, Any]) -> dict[str, Any]:
         size = images.image_size(example["image"])

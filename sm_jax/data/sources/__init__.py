@@ -1,4 +1,5 @@
-"""A person's own pictures: COCO JSON, Pascal VOC, the OS2D CSV or a folder per class, told apart by itself.
+"""A person's own pictures: COCO JSON, Pascal VOC, the OS2D CSV, ILSVRC-DET or a folder per class, told apart
+by itself.
 
 Class pictures are given (`classes/<class name>.jpg`, or the CSV's) or cropped from the training boxes.
 Reading never writes anything into the data set's folder.
@@ -7,7 +8,7 @@ Reading never writes anything into the data set's folder.
 import logging
 from pathlib import Path
 
-from sm_jax.data.sources import coco, folders, os2d_csv, splits, voc
+from sm_jax.data.sources import coco, folders, ilsvrc_det, os2d_csv, splits, voc
 from sm_jax.data.sources.base import ClassPicture, Collection, Record, RecordSource, Source
 from sm_jax.data.sources.classes import check_choice, class_list, of_classes, restrict
 from sm_jax.data.sources.folders import ComposedSource
@@ -29,8 +30,8 @@ MAX_PROBLEM_SHARE = 0.01
 _log = logging.getLogger("sm_jax.data")
 _HELP = (
     "expected one of: a COCO JSON, a Pascal VOC folder (Annotations/*.xml beside JPEGImages/), an OS2D CSV "
-    "(imageid, classid, lx, ty, rx, by), a folder per class with pictures, or a data set built by "
-    "sm_jax.data.builders"
+    "(imageid, classid, lx, ty, rx, by), ILSVRC-DET, a folder per class with pictures, or a data set built "
+    "by sm_jax.data.builders"
 )
 
 
@@ -52,6 +53,8 @@ def open_collection(path: str | Path) -> Collection:
         raise DataError(
             f"{path}: a data set built by TFDS has no annotation files; give the one it was built from"
         )
+    if folder := ilsvrc_det.find(path):
+        return ilsvrc_det.read(folder)
     if table := os2d_csv.find(path):
         return os2d_csv.read(table)
     if documents := coco.find(path):

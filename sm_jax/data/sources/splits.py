@@ -99,7 +99,8 @@ def make_source(
     ]
     index = np.full(max(len(collection.class_names), 1), -1, np.int32)
     index[kept] = np.arange(len(kept), dtype=np.int32)
-    relabelled = [_relabel(record, index) for record in records]
+    listed: dict[int, np.ndarray] = {}  # by identity: many records share one array, and so do their copies
+    relabelled = [_relabel(record, index, listed) for record in records]
     names = [collection.class_names[label] for label in kept]
     return RecordSource(relabelled, names, [pictures[label] for label in kept]), notes
 
@@ -150,13 +151,15 @@ def _usable(record: Record) -> np.ndarray:
     return usable_boxes(record.pixel_boxes(size), size)[1]
 
 
-def _relabel(record: Record, index: np.ndarray) -> Record:
+def _relabel(record: Record, index: np.ndarray, listed: dict[int, np.ndarray]) -> Record:
     labels = index[record.labels] if len(record.labels) else record.labels
     keep = labels >= 0
-    listed = None if record.listed is None else index[record.listed]
+    if record.listed is not None and id(record.listed) not in listed:
+        places = index[record.listed]
+        listed[id(record.listed)] = places[places >= 0]
     return replace(
         record,
-        listed=None if listed is None else listed[listed >= 0],
+        listed=None if record.listed is None else listed[id(record.listed)],
         boxes=record.boxes[keep],
         labels=labels[keep].astype(np.int32),
         difficult=record.difficult[keep],
