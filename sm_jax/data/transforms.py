@@ -46,6 +46,14 @@ def denormalize(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
 
 
+def bgr_minus_mean(image: np.ndarray, mean: float = 127.0) -> np.ndarray:
+    """uint8 `(..., 3)` RGB -> float32 `(..., 3)` BGR minus `mean`, not scaled to the unit range.
+
+    Source: SSM specification, section 1 (input of the Caffe networks).
+    """
+    return image[..., ::-1].astype(np.float32) - np.float32(mean)
+
+
 def random_filter(rng: np.random.Generator) -> str:
     """A resize filter drawn uniformly from `images.FILTERS`."""
     return list(images.FILTERS)[rng.integers(len(images.FILTERS))]
@@ -150,6 +158,15 @@ def distort_color(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
             kind = ImageEnhance.Contrast if step == "contrast" else ImageEnhance.Color
             picture = kind(picture).enhance(rng.uniform(0.5, 1.5))
     return np.asarray(picture)
+
+
+def recolor(image: np.ndarray, *, turn: float = 0.0, saturation: float = 1.0) -> np.ndarray:
+    """Turns the hue by a share of the circle and multiplies the saturation; uint8 in and out."""
+    if turn:
+        image = np.asarray(_shift_hue(Image.fromarray(image), turn))
+    if saturation != 1.0:
+        image = np.asarray(ImageEnhance.Color(Image.fromarray(image)).enhance(saturation))
+    return image
 
 
 def _shift_hue(picture: Image.Image, turn: float) -> Image.Image:

@@ -33,7 +33,7 @@ CHUNK = 8  # pictures at a time
 SECONDS = 15  # between two notes of how far it is, in the file and on the screen
 FREE = 1.05  # times the size of the file must be free on the disk
 MAX_DAMAGED_SHARE = 0.01
-OTHER_SPLITS = ("num_val", "num_test")
+OTHER_SPLITS = ("num_val", "num_test", "num_seen")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
 
 Say = Callable[[str], None]

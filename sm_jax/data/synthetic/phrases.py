@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.data.shapes import grammar
-from sm_jax.data.synthetic import cache, colours, products
+from sm_jax.data.synthetic import artwork, cache, colours, products
 from sm_jax.data.synthetic.catalogue import FLAVOURS, Identity
 from sm_jax.data.synthetic.colours import COLOURS
 from sm_jax.data.synthetic.source import ShelvesSource
@@ -108,6 +108,8 @@ class ShelfPhrases:
         for problem, present in problems.items():
             if present:
                 raise ConfigError(f"shelf_phrases: {problem}")
+        if split not in artwork.SPLITS:
+            raise ConfigError(f"shelf_phrases: no split '{split}'; choose one of {', '.join(artwork.SPLITS)}")
         self.scenes = ShelvesSource(split, num_scenes=num_scenes * TRIES, **(SCENE | scenes))
         self.split = split
         self._length, self._seed = int(num_scenes), int(phrase_seed)
