@@ -204,10 +204,15 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     return crossmodal.BatchBuilder(source, options, encoder, **process)
 
 
+def make_ssm_source(config: Any) -> Source:
+    """What the SSM trains on: `data.train_split` ("train:seen" where there are seen.txt and unseen.txt)."""
+    return make_source(config.data, config.data.get("train_split", "train"))
+
+
 def _ssm_builder(config: Any, **process: Any) -> Any:
     from sm_jax.data import ssm
 
-    source = make_source(config.data, config.data.get("train_split", "train"))
+    source = make_ssm_source(config)
     return ssm.BatchBuilder(source, ssm.batch_options(config, image_scale(config.data, source)), **process)
 
 

@@ -7,7 +7,7 @@ Source: SSM (2018), sec. on training; SSM specification, section 4.
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from sm_jax.data import order, transforms
 from sm_jax.data import ssm_windows as geometry
 from sm_jax.data.sources.base import Source
 from sm_jax.data.ssm_pairs import CropList, Pair, Pairs, WindowList
+from sm_jax.data.stored import StoredFeatures
 from sm_jax.errors import ConfigError, DataError, ImageError
 
 MAX_REPLACEMENTS = 10
@@ -95,6 +96,18 @@ def batch_options(config: Any, scale: float = 1.0) -> BatchOptions:
     return BatchOptions(**chosen | {"batch_size": config.batch_size, "scale": scale})
 
 
+class Trunk(NamedTuple):
+    """Stored features of the frozen stages of both branches.
+
+    Attributes:
+      image: by row of the window list, f16 (h, w, c) each.
+      request: by row of the crop list.
+    """
+
+    image: StoredFeatures
+    request: StoredFeatures
+
+
 class BatchBuilder:
     """Random access to this process's rows of global batch k.
 
@@ -114,8 +127,8 @@ class BatchBuilder:
       seed: of everything random.
       process_index: which rows are built here.
       process_count: in how many equal parts the rows are divided.
-      damaged: rows of the window list and of the crop list that are never drawn, because their pictures
-        could not be read; for `fixed_crops`.
+      trunk: features that batches carry in place of the pictures, for `fixed_crops`; rows of damaged pictures
+        are never drawn.
 
     Raises:
       ConfigError: the rows do not divide over the processes, or every image shows every class, so that there
@@ -131,7 +144,7 @@ class BatchBuilder:
         seed: int = 0,
         process_index: int = 0,
         process_count: int = 1,
-        damaged: tuple[list[int], list[int]] = ((), ()),
+        trunk: Trunk | None = None,
     ):
         if not len(source):
             raise DataError("the training split has no pictures")
@@ -141,7 +154,9 @@ class BatchBuilder:
             )
         self.source = source
         self.options = options
+        damaged = ((), ()) if trunk is None else (trunk.image.damaged(), trunk.request.damaged())
         self.pairs = Pairs(source, options, seed=seed, damaged=damaged)
+        self._trunk = trunk
         self._seed = seed
         self._part = (process_index, process_count)
 
@@ -192,9 +207,13 @@ class BatchBuilder:
         return self._empty()
 
     def _fixed(self, pair: Pair) -> dict[str, np.ndarray]:
-        return self._boxes(pair, self.pairs.windows.window(pair.window)) | {
-            "image_row": np.array(pair.window, np.int32),
-            "request_row": np.array(pair.request, np.int32),
+        row = self._boxes(pair, self.pairs.windows.window(pair.window))
+        if self._trunk is None:
+            rows = {"image_row": pair.window, "request_row": pair.request}
+            return row | {name: np.array(number, np.int32) for name, number in rows.items()}
+        return row | {
+            "image_trunk": self._trunk.image[pair.window],
+            "request_trunk": self._trunk.request[pair.request],
         }
 
     def _pixels(self, rng, pair: Pair, skipped: list) -> dict[str, np.ndarray]:
@@ -256,7 +275,8 @@ def finish(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[tu
 
     Returns:
       The training batch: `image` f32 (b, H, W, 3) and `request` f32 (b, h, w, 3), or with `fixed_crops`
-      `image_row` and `request_row` i32 (b,); `boxes` f32 (b, n, 4) of the requested class in pixels of the
+      `image_row` and `request_row` i32 (b,), or with a trunk `image_trunk` and `request_trunk` f16
+      (b, h, w, c); `boxes` f32 (b, n, 4) of the requested class in pixels of the
       window, from large to small; `valid` bool (b, n); `positive` bool (b,). A row for which no picture could
       be read is grey and negative. And (kind, name, message) of every picture that could not be read; kind is
       "image" or "class picture".
