@@ -83,6 +83,7 @@ class ClassScore(NamedTuple):
     Attributes:
       average: mean AP of the requests.
       top: AP of the request that has the best AP on the validation images.
+      comparable: `average` where `top` is defined, else NaN: what `top` improves upon.
       mean_precision, mean_recall: means over the requests, at the shared threshold.
       best_precision, best_recall: of the request that has the best F1 on the validation images.
       own_precision, own_recall: means over the requests, each at its own threshold.
@@ -92,6 +93,7 @@ class ClassScore(NamedTuple):
 
     average: float
     top: float
+    comparable: float
     mean_precision: float
     mean_recall: float
     best_precision: float
@@ -247,7 +249,7 @@ def score_classes(scores: Iterable[RequestScore]) -> dict[int, ClassScore]:
 
 
 def summarize(classes: Mapping[int, ClassScore]) -> ClassScore:
-    """Means over the classes where each number is defined; `average` and `top` become the two mAP."""
+    """Means over the classes where each number is defined; `average`, `top` and `comparable` become mAP."""
     columns = zip(*classes.values(), strict=True) if classes else [()] * len(ClassScore._fields)
     return ClassScore(*(_mean(column) for column in columns))
 
@@ -264,9 +266,11 @@ def _class_score(members: list[RequestScore]) -> ClassScore:
     best = first_best([member.validation_f1 for member in members])
     best = nothing if best is None else members[best].point
     oracle = members[first_best([member.point.f1 for member in members])].point
+    average = _mean([member.ap for member in members])
     return ClassScore(
-        average=_mean([member.ap for member in members]),
+        average=average,
         top=NAN if top is None else members[top].ap,
+        comparable=NAN if top is None else average,
         mean_precision=_mean([member.point.precision for member in members]),
         mean_recall=_mean([member.point.recall for member in members]),
         best_precision=best.precision,

@@ -61,7 +61,7 @@ def scatter(scores: list[ClassScore], path: Path, *, group: str = "all") -> None
         if len(points):
             recall, precision = points.mean(axis=0)
             axes.scatter([recall], [precision], s=120, marker="+", color="black")
-            title += f": {precision:.2f} / {recall:.2f}"
+            title += f": P {precision:.2f}, R {recall:.2f}"
         noun = "class" if len(points) == 1 else "classes"
         axes.set_title(f"{title}  ({len(points)} {'' if group == 'all' else group + ' '}{noun})", fontsize=10)
     _save(figure, path)
@@ -85,26 +85,31 @@ def examples(evaluator: Any, label: int, path: Path) -> None:
 
     Shown are detections above the shared threshold: green right, orange wrong; annotated boxes are dashed.
     """
-    figure = _figure(3 * (IMAGES + 1), 6)
-    for row, (kind, position) in enumerate(extremes(evaluator, label)._asdict().items()):
+    requests = extremes(evaluator, label)
+    shown = [
+        [
+            index
+            for index, found in evaluator.found[position].items()
+            if found.outcome.positives and index != evaluator.candidates[position].instance.index
+        ][:IMAGES]
+        for position in requests
+    ]
+    columns = 1 + max(map(len, shown))
+    figure = _figure(3 * columns, 6)
+    for row, (kind, position) in enumerate(requests._asdict().items()):
         candidate, score = evaluator.candidates[position], evaluator.scores["leave-one-out"][position]
         title = f"{kind}: precision {score.point.precision:.2f}, recall {score.point.recall:.2f}"
         picture = searching.crop(evaluator.source.image(candidate.instance.index), candidate.instance.box)
-        _picture(figure, row, 0, picture).set_title(title, fontsize=9)
-        shown = [
-            index
-            for index, found in evaluator.found[position].items()
-            if found.outcome.positives and index != candidate.instance.index
-        ]
-        for column, index in enumerate(shown[:IMAGES], 1):
-            axes = _picture(figure, row, column, evaluator.source.image(index))
+        _picture(figure, (2, columns, row * columns + 1), picture).set_title(title, fontsize=9)
+        for column, index in enumerate(shown[row], 2):
+            axes = _picture(figure, (2, columns, row * columns + column), evaluator.source.image(index))
             _boxes(axes, evaluator, label, index, evaluator.found[position][index])
     figure.suptitle(evaluator.class_names[label], parse_math=False, fontsize=11)
     _save(figure, path)
 
 
-def _picture(figure, row: int, column: int, picture: np.ndarray):
-    axes = figure.add_subplot(2, IMAGES + 1, row * (IMAGES + 1) + column + 1)
+def _picture(figure, place: tuple[int, int, int], picture: np.ndarray):
+    axes = figure.add_subplot(*place)
     axes.imshow(picture)
     axes.set_axis_off()
     return axes

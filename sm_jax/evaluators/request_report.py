@@ -7,6 +7,7 @@ from sm_jax.evaluators.report import MAX_ROWS, counted, left_out, number
 COLUMNS = (
     ("average", "average"),
     ("top", "top"),
+    ("comparable", "(avg)"),
     ("mean_precision", "mean P"),
     ("mean_recall", "R"),
     ("best_precision", "best P"),
@@ -19,6 +20,7 @@ COLUMNS = (
 LEGEND = (
     "average: mean over classes of the mean AP of their requests",
     "top: the same of one request a class, which has the best AP on the validation images",
+    "(avg): average over the classes that top is the mean of; others are not in the validation images",
     "mean: precision and recall above the shared threshold, mean over requests, then over classes",
     "best: of one request a class, which has the best F1 on the validation images",
     "own: as mean, each request at its own threshold, chosen on the validation images",

@@ -34,7 +34,9 @@ GROUPS = ("seen", "unseen", "all")
 VARIANTS = {"leave-one-out": "", "self-match": "_self"}
 """What happens to the image that a request was cut from, and the ending of the metrics' names."""
 
-METRICS = tuple({"average": "average_mAP", "top": "top_mAP"}.get(name, name) for name in ClassScore._fields)
+METRICS = tuple(
+    f"{name}_mAP" if name in ("average", "top", "comparable") else name for name in ClassScore._fields
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,11 +123,11 @@ def test_classes_and_their_means_by_hand():
     classes = metrics.score_classes(scores)
     assert list(classes) == [0, 1]
     # top and best choose the first request of class 0 (validation), the oracle the second (test)
-    np.testing.assert_allclose(classes[0], [0.4, 0.2, 0.6, 0.4, 0.4, 0.2, 0.6, 0.4, 0.8, 0.6])
-    np.testing.assert_allclose(classes[1], [0.5, nan, 1.0, 0.5, nan, nan, 1.0, 0.5, 1.0, 0.5])
+    np.testing.assert_allclose(classes[0], [0.4, 0.2, 0.4, 0.6, 0.4, 0.4, 0.2, 0.6, 0.4, 0.8, 0.6])
+    np.testing.assert_allclose(classes[1], [0.5, nan, nan, 1.0, 0.5, nan, nan, 1.0, 0.5, 1.0, 0.5])
     # where a class has no choice, the mean is over the others
     np.testing.assert_allclose(
-        metrics.summarize(classes), [0.45, 0.2, 0.8, 0.45, 0.4, 0.2, 0.8, 0.45, 0.9, 0.55]
+        metrics.summarize(classes), [0.45, 0.2, 0.4, 0.8, 0.45, 0.4, 0.2, 0.8, 0.45, 0.9, 0.55]
     )
     assert all(np.isnan(metrics.summarize({})))
 
