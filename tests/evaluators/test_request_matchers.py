@@ -59,7 +59,21 @@ def test_os2d_is_the_predictor_request_by_request():
         assert len(mine["scores"]) == 5
         for key in ("boxes", "scores"):
             np.testing.assert_array_equal(mine[key], expected[key])
-    assert matcher.encode(VARIABLES, pictures[0]).shapes == [(40, 60), (60, 40)] * 2
+
+
+def test_a_model_with_undeformed_templates_hears_the_shape_of_every_view(monkeypatch):
+    matcher, heard = _os2d(augmentation="rotation90"), {}
+
+    def fake(*args, **options):
+        heard.update(options)
+        return {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0)}
+
+    wide = matcher.encode(VARIABLES, np.full((40, 60, 3), 9, np.uint8))
+    tall = matcher.encode(VARIABLES, np.full((60, 40, 3), 9, np.uint8))
+    monkeypatch.setattr(PREDICTOR, "detect", fake)
+    matcher.search(VARIABLES, SOURCE.image(0), [wide, tall])
+    assert heard["shapes"] == [(40, 60), (60, 40)] * 2 + [(60, 40), (40, 60)] * 2
+    assert heard["class_ids"] == [0] * 4 + [1] * 4
 
 
 def test_what_cannot_be_searched_is_one_line():
