@@ -10,9 +10,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sm_jax import search
+from sm_jax import data, search
 from sm_jax.errors import ConfigError
 from sm_jax.requests import RequestBank
+from sm_jax.systems.os2d.model import ModelConfig
+from sm_jax.systems.os2d.predict import Predictor, parts, views
 
 Encoded = Any
 """A request as the matcher keeps it; opaque to everything else, and never changed."""
@@ -62,7 +64,7 @@ class OS2DMatcher:
 
     def __init__(
         self,
-        predictor: Any,
+        predictor: Predictor,
         *,
         scales: Sequence[float],
         query_size: int = 240,
@@ -72,7 +74,7 @@ class OS2DMatcher:
         """Make a matcher.
 
         Args:
-          predictor: a `systems.os2d.predict.Predictor`.
+          predictor: the model's; shared between matchers, so that they share programs.
           scales: of the pyramid, on the images as they are.
           query_size: requests are brought to this number squared of pixels.
           augmentation: views of each request (see `systems.os2d.views.views`).
@@ -81,8 +83,6 @@ class OS2DMatcher:
         Raises:
           ConfigError: scales or views that cannot be used.
         """
-        from sm_jax.systems.os2d.predict import views
-
         self._predictor, self._scales = predictor, search.checked_scales(scales)
         self._query_size, self._augmentation, self._options = query_size, augmentation, options
         self._turned = [view.quarter_turns % 2 == 1 for view in views(augmentation)]
@@ -163,11 +163,7 @@ def make(config: Any) -> Matcher:
 
 
 def _os2d(config: Any) -> OS2DMatcher:
-    """Options as `evaluators.os2d` reads them."""
-    from sm_jax import data
-    from sm_jax.systems.os2d.model import ModelConfig
-    from sm_jax.systems.os2d.predict import Predictor, parts
-
+    """Options as `evaluators.os2d` reads them, but for `nms_across_classes`: requests do not compete."""
     options, model = config.eval, ModelConfig.create(config.model)
     scale = data.image_scale(config.data)
     return OS2DMatcher(

@@ -77,8 +77,12 @@ def test_seen_and_unseen_classes_are_apart():
 
 def test_every_image_is_read_and_searched_once_for_all_requests():
     source, matcher = Tiles(TEST), Scripted()
-    evaluator = _evaluator(source=source, matcher=matcher)
+    seen = []
+    evaluator = _evaluator(
+        source=source, matcher=matcher, progress=lambda items, name: seen.append(name) or items
+    )
     first = dict(evaluator.run(None))
+    assert seen == ["requests", "images", "images"]
     assert source.reads == [0, 1, 0, 1]  # for the requests, then for the search
     assert matcher.calls == [4, 4, 4, 4]
     assert dict(evaluator.run(None)) == first
