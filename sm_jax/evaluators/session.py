@@ -34,6 +34,8 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
             settings.data.source = values["data"]
         if values["split"]:
             settings.eval.splits = (values["split"],)
+        if values["protocol"]:
+            settings.eval.protocol = values["protocol"]
     print(f"evaluating {name} on {settings.data.source}", flush=True)
     out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
     if settings.data.source not in GENERATED:
