@@ -154,6 +154,8 @@ class BatchBuilder:
             )
         self.source = source
         self.options = options
+        if trunk is not None and not options.fixed_crops:
+            raise ConfigError("data.fixed_crops: stored features are of fixed crops; set it to True")
         damaged = ((), ()) if trunk is None else (trunk.image.damaged(), trunk.request.damaged())
         self.pairs = Pairs(source, options, seed=seed, damaged=damaged)
         self._trunk = trunk

@@ -243,12 +243,38 @@ def test_fixed_crops():
     assert batch["image_row"].dtype == batch["request_row"].dtype == np.int32
 
 
+class Stored:
+    """Stored features whose every number is the row's."""
+
+    def __init__(self, count, damaged):
+        self._count, self._damaged = count, damaged
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, row):
+        return np.full((1, 1, 1), row, np.float16)
+
+    def damaged(self):
+        return self._damaged
+
+
 def test_damaged_rows_of_fixed_lists_are_never_drawn():
     options = _options(fixed_crops=True)
-    damaged = ([0, 1, 2, 3, 5], [2, 4])
-    rows = list(_rows(ssm.BatchBuilder(Painted(SCENES), options, damaged=damaged), 20))
-    assert not {int(row["image_row"]) for row in rows} & set(damaged[0])
-    assert not {int(row["request_row"]) for row in rows} & set(damaged[1])
+    lists = ssm.BatchBuilder(Painted(SCENES), options).pairs
+    windows, requests = ([0, 1, 2, 3, 5], [2, 4])
+    trunk = ssm.Trunk(Stored(len(lists.windows), windows), Stored(len(lists.crops), requests))
+    rows = list(_rows(ssm.BatchBuilder(Painted(SCENES), options, trunk=trunk), 20))
+    assert not {int(row["image_trunk"][0, 0, 0]) for row in rows} & set(windows)
+    assert not {int(row["request_trunk"][0, 0, 0]) for row in rows} & set(requests)
+    # The same pairs as without stored features, where nothing is damaged.
+    whole = ssm.Trunk(Stored(len(lists.windows), []), Stored(len(lists.crops), []))
+    rows = _rows(ssm.BatchBuilder(Painted(SCENES), options, trunk=whole), 5)
+    for row, other in zip(rows, _rows(ssm.BatchBuilder(Painted(SCENES), options), 5), strict=True):
+        assert row["image_trunk"][0, 0, 0] == other["image_row"]
+        assert row["request_trunk"][0, 0, 0] == other["request_row"]
+    with pytest.raises(ConfigError, match="fixed_crops"):
+        ssm.BatchBuilder(Painted(SCENES), _options(), trunk=whole)
     with pytest.raises(ConfigError, match="fixed_crops"):
         ssm.windows(_options(), Painted(SCENES))
 
