@@ -80,8 +80,8 @@ class CropList:
         """As `picture`, jittered and mirrored at random."""
         if row < len(self._rows):
             found = self._found[int(self._rows[row])]
-            box = geometry.jitter(rng, np.asarray(found.box), self._options.request_jitter)
-            picture = instances.cut(self._source.image(found.image), box)
+            box = geometry.jitter(rng, found.box, self._options.request_jitter)
+            picture = instances.cut(self._source.image(found.index), box)
         else:
             picture = self._source.query(int(self._labels[row - len(self._rows)]))
         picture = geometry.letterbox(picture, self._options.request_size)

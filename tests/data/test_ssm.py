@@ -258,7 +258,7 @@ def test_requests_per_class():
     builder = ssm.BatchBuilder(Painted(SCENES), options)
     crops = [builder.pairs.crops.instance(row) for row in range(len(builder.pairs.crops))]
     assert [crop.label for crop in crops] == [0, 1, 2, 0, 1, 2]
-    assert [crop.image >= 0 for crop in crops] == [True] * 3 + [False] * 3
+    assert [crop.index >= 0 for crop in crops] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize(
