@@ -158,7 +158,7 @@ def test_no_negatives_is_one_clear_line():
 
 
 def test_boxes_of_which_less_than_a_quarter_shows_are_dropped():
-    pair = [(0, (10, 10, 60, 60)), (0, (75, 30, 125, 80))]
+    pair = [(0, (10, 10, 60, 60)), (0, (64, 12, 114, 62))]
     source = Painted([pair, pair], num_classes=1)
     seen = set()
     for row in _rows(ssm.BatchBuilder(source, _options(image_size=(64, 64), positive_share=1.0))):
