@@ -6,6 +6,7 @@ Source: SSM (2018), sec. on training; SSM specification, section 4.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -131,7 +132,7 @@ class BatchBuilder:
         seed: int = 0,
         process_index: int = 0,
         process_count: int = 1,
-        damaged: tuple[list[int], list[int]] = ((), ()),
+        damaged: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ):
         if not len(source):
             raise DataError("the training split has no pictures")

@@ -4,6 +4,7 @@ Everything here follows from annotations; pictures are decoded only by `picture`
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,7 +160,12 @@ class Pairs:
     """
 
     def __init__(
-        self, source: Source, options: Any, *, seed: int = 0, damaged: tuple[list[int], list[int]] = ((), ())
+        self,
+        source: Source,
+        options: Any,
+        *,
+        seed: int = 0,
+        damaged: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ):
         self.found = found = instances.find(source, min_side=options.min_request)
         self._source = source
