@@ -145,7 +145,8 @@ def _add_data(commands) -> None:
         "check", help="format, counts, sizes, and everything that is wrong; writes nothing"
     )
     action.add_argument(
-        "path", help="COCO JSON, Pascal VOC folder, OS2D CSV, a folder per class, or a JSON with phrases"
+        "path",
+        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, or a JSON with phrases",
     )
     action.add_argument("--json", action="store_true", help="print the report as one JSON document")
     action.set_defaults(run=_data_check)

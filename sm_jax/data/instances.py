@@ -12,24 +12,24 @@ from sm_jax.data.sources.base import Source
 from sm_jax.errors import ImageError
 
 MIN_SIDE = 32.0  # pixels; smaller crops show nothing to compare with (SSM specification, section 4)
-CLASS_PICTURE = -1  # `Instance.image` of a class picture
+CLASS_PICTURE = -1  # `Instance.index` of a class picture
 
 
 class Instance(NamedTuple):
     """One request picture.
 
     Attributes:
-      image: index of the image in the source, or `CLASS_PICTURE`.
-      index: row of the annotation's boxes; -1 for a class picture.
+      index: of the image in the source, or `CLASS_PICTURE`.
+      box_index: row of the annotation's boxes; -1 for a class picture.
       label: class index.
-      box: xyxy, pixels of the stored image.
+      box: f32 (4,) xyxy, pixels of the stored image.
       image_id: of the image; the class name for a class picture.
     """
 
-    image: int
     index: int
+    box_index: int
     label: int
-    box: tuple[float, float, float, float]
+    box: np.ndarray
     image_id: str
 
 
@@ -37,7 +37,7 @@ class Instances:
     """All boxes of a source, and which of them serve as requests; make it with `find`.
 
     Attributes (n boxes, ordered by image, m images):
-      image, index, labels: i32 (n,), as in `Instance`.
+      image, box_index, labels: i32 (n,), `index`, `box_index` and `label` of an `Instance`.
       boxes: f32 (n, 4).
       difficult: bool (n,).
       request: bool (n,): not difficult, both sides at least `min_side`.
@@ -53,7 +53,7 @@ class Instances:
         self.sizes = np.array([note["size"] for note in notes], np.int32).reshape(-1, 2)
         self.image_ids = [note["image_id"] for note in notes]
         self.image = np.repeat(np.arange(len(notes), dtype=np.int32), counts)
-        self.index = (np.arange(self.starts[-1]) - self.starts[self.image]).astype(np.int32)
+        self.box_index = (np.arange(self.starts[-1]) - self.starts[self.image]).astype(np.int32)
         self.boxes = _joined(notes, "boxes", np.float32).reshape(-1, 4)
         self.labels = _joined(notes, "labels", np.int32)
         self.difficult = _joined(notes, "difficult", bool)
@@ -66,8 +66,8 @@ class Instances:
     def __getitem__(self, row: int) -> Instance:
         """Box `row` as an instance."""
         image = int(self.image[row])
-        box = tuple(self.boxes[row].tolist())
-        return Instance(image, int(self.index[row]), int(self.labels[row]), box, self.image_ids[image])
+        place = int(self.box_index[row])
+        return Instance(image, place, int(self.labels[row]), self.boxes[row], self.image_ids[image])
 
     def rows(self, image: int) -> np.ndarray:
         """Rows of the boxes of an image."""
@@ -104,7 +104,7 @@ def class_picture(source: Source, label: int) -> Instance:
     """The class picture of `label` as an instance; its box is the whole picture if its size is known without
     decoding, else (0, 0, 0, 0). Raises ImageError for a damaged file."""
     height, width = source.query_size(label) if hasattr(source, "query_size") else (0, 0)
-    box = (0.0, 0.0, float(width), float(height))
+    box = np.array([0, 0, width, height], np.float32)
     return Instance(CLASS_PICTURE, -1, label, box, source.class_names[label])
 
 
@@ -131,9 +131,9 @@ def crop(source: Source, instance: Instance) -> np.ndarray:
     Raises:
       ImageError: the picture cannot be read.
     """
-    if instance.image == CLASS_PICTURE:
+    if instance.index == CLASS_PICTURE:
         return source.query(instance.label)
-    return cut(source.image(instance.image), np.asarray(instance.box))
+    return cut(source.image(instance.index), instance.box)
 
 
 def cut(image: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Everything here follows from annotations; pictures are decoded only by `picture`
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,8 +81,8 @@ class CropList:
         """As `picture`, jittered and mirrored at random."""
         if row < len(self._rows):
             found = self._found[int(self._rows[row])]
-            box = geometry.jitter(rng, np.asarray(found.box), self._options.request_jitter)
-            picture = instances.cut(self._source.image(found.image), box)
+            box = geometry.jitter(rng, found.box, self._options.request_jitter)
+            picture = instances.cut(self._source.image(found.index), box)
         else:
             picture = self._source.query(int(self._labels[row - len(self._rows)]))
         picture = geometry.letterbox(picture, self._options.request_size)
@@ -159,7 +160,12 @@ class Pairs:
     """
 
     def __init__(
-        self, source: Source, options: Any, *, seed: int = 0, damaged: tuple[list[int], list[int]] = ((), ())
+        self,
+        source: Source,
+        options: Any,
+        *,
+        seed: int = 0,
+        damaged: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ):
         self.found = found = instances.find(source, min_side=options.min_request)
         self._source = source

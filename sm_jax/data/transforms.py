@@ -46,14 +46,6 @@ def denormalize(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
 
 
-def bgr_minus_mean(image: np.ndarray, mean: float = 127.0) -> np.ndarray:
-    """uint8 `(..., 3)` RGB -> float32 `(..., 3)` BGR minus `mean`, not scaled to the unit range.
-
-    Source: SSM specification, section 1 (input of the Caffe networks).
-    """
-    return image[..., ::-1].astype(np.float32) - np.float32(mean)
-
-
 def random_filter(rng: np.random.Generator) -> str:
     """A resize filter drawn uniformly from `images.FILTERS`."""
     return list(images.FILTERS)[rng.integers(len(images.FILTERS))]

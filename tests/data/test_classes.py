@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sm_jax import data
-from sm_jax.data import builders, sources
+from sm_jax.data import builders, check, sources
 from sm_jax.data.sources import classes
 from sm_jax.errors import ConfigError, DataError
 from tests.data import makers
@@ -118,6 +118,14 @@ def test_bad_lists_are_one_clear_line(tmp_path, seen, unseen, message):
         for half in ("seen", "unseen"):
             sources.open_source(root, classes=half)
     assert "\n" not in str(caught.value)
+
+
+def test_check_names_bad_lists(tmp_path):
+    root = _lists(makers.voc(tmp_path), seen=["cat", "kitten"])
+    (finding,) = check.check(root).problems
+    assert finding.kind == "seen and unseen" and "seen.txt: 1 names are no class" in finding.detail
+    _lists(root, seen=["cat"])
+    assert check.check(root).exit_code == 0
 
 
 def test_list_that_is_not_text(tmp_path):

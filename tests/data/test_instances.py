@@ -17,13 +17,14 @@ def test_every_usable_instance_and_no_picture_decoded():
     assert source.decoded == 0
     assert len(found) == 10 and found.starts.tolist() == [0, 2, 4, 5, 8, 10]
     first, *others = found.requests(0)
-    assert first == instances.Instance(0, 0, 0, (10.0, 10.0, 60.0, 60.0), "picture 0")
-    assert [(other.image, other.index) for other in others] == [
+    assert first[:3] == (0, 0, 0) and first.box.tolist() == [10, 10, 60, 60]
+    assert first.image_id == "picture 0"
+    assert [(other.index, other.box_index) for other in others] == [
         (0, 1),
         (1, 0),
         (2, 0),
     ]  # not the difficult one
-    assert [(other.image, other.index) for other in found.requests(1)] == [
+    assert [(other.index, other.box_index) for other in found.requests(1)] == [
         (1, 1),
         (3, 0),
     ]  # not the 15 px one
@@ -34,8 +35,8 @@ def test_every_usable_instance_and_no_picture_decoded():
 
 def test_minimum_side_is_of_both_sides():
     source = Painted([[(0, (0, 0, 31, 100)), (0, (40, 0, 140, 32)), (0, (0, 100, 31, 120))]])
-    assert [request.index for request in instances.find(source).requests(0)] == [1]
-    assert [request.index for request in instances.find(source, min_side=31).requests(0)] == [0, 1]
+    assert [request.box_index for request in instances.find(source).requests(0)] == [1]
+    assert [request.box_index for request in instances.find(source, min_side=31).requests(0)] == [0, 1]
 
 
 def test_crop_is_the_pixels_of_the_box():
@@ -45,7 +46,7 @@ def test_crop_is_the_pixels_of_the_box():
             picture = instances.crop(source, request)
             left, top, right, bottom = (int(edge) for edge in request.box)
             assert picture.shape == (bottom - top, right - left, 3) and picture.dtype == np.uint8
-            assert (picture == (10 + 20 * label, 10 * request.image, request.index)).all()
+            assert (picture == (10 + 20 * label, 10 * request.index, request.box_index)).all()
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     np.testing.assert_array_equal(instances.cut(image, np.array([0.5, 1.2, 2.1, 2.0])), image[1:2, 0:3])
     np.testing.assert_array_equal(instances.cut(image, np.array([9.0, 9.0, 12.0, 12.0])), image[3:, 3:])
@@ -56,7 +57,7 @@ def test_class_without_requests():
     found = instances.find(source)
     assert found.requests(0) == found.requests(1) == found.requests(2) == []
     (request,) = instances.class_requests(source, found, 0)
-    assert request.image == instances.CLASS_PICTURE and request.box == (0, 0, 50, 40)
+    assert request.index == instances.CLASS_PICTURE and request.box.tolist() == [0, 0, 50, 40]
     assert label_of(instances.crop(source, request)[0, 0]) == 0
     tiny = Painted(source.scenes, query=(31, 200))
     assert instances.class_requests(tiny, found, 0) == []

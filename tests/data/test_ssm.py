@@ -157,7 +157,19 @@ def test_no_negatives_is_one_clear_line():
     assert builder[0]["positive"].all()
 
 
-def test_hardly_visible_boxes_are_dropped_and_the_largest_kept():
+def test_boxes_of_which_less_than_a_quarter_shows_are_dropped():
+    pair = [(0, (10, 10, 60, 60)), (0, (64, 12, 114, 62))]
+    source = Painted([pair, pair], num_classes=1)
+    seen = set()
+    for row in _rows(ssm.BatchBuilder(source, _options(image_size=(64, 64), positive_share=1.0))):
+        objects = row["image"][(row["image"][..., 0] == 10)]
+        shares = np.bincount(objects[:, 2], minlength=2) / 2500
+        assert row["valid"].sum() == (shares >= 0.25).sum()
+        seen.update(np.digitize(shares, [1e-6, 0.25]).tolist())
+    assert seen == {0, 1, 2}  # not in the window, hardly, well visible
+
+
+def test_large_boxes_come_first_and_what_no_window_shows_is_left_out():
     crowd = [(0, (10 * i, 0, 10 * i + 8 - i, 100)) for i in range(6)]
     source = Painted([crowd, [(0, (0, 0, 60, 60))], [(1, (0, 0, 60, 60))]], size=(100, 100))
     options = _options(image_size=(100, 100), max_boxes=3, positive_share=1.0, flips=False)
@@ -284,7 +296,7 @@ def test_requests_per_class():
     builder = ssm.BatchBuilder(Painted(SCENES), options)
     crops = [builder.pairs.crops.instance(row) for row in range(len(builder.pairs.crops))]
     assert [crop.label for crop in crops] == [0, 1, 2, 0, 1, 2]
-    assert [crop.image >= 0 for crop in crops] == [True] * 3 + [False] * 3
+    assert [crop.index >= 0 for crop in crops] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize(

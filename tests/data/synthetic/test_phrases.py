@@ -257,8 +257,9 @@ def test_senseless_options_are_one_clear_line(options):
 
 
 def test_unknown_split_index_and_kind(source):
-    with pytest.raises(ConfigError, match="train, val, test"):
-        ShelfPhrases("dev")
+    for split in ("dev", "seen"):
+        with pytest.raises(ConfigError, match="train, val, test"):
+            ShelfPhrases(split)
     for call in (source.image, source.annotation, source.queries):
         with pytest.raises(IndexError, match="outside 0..11"):
             call(12)
