@@ -115,6 +115,66 @@ class OS2DMatcher:
         return [{key: found[key][row] for key in ("boxes", "scores")} for row in rows]
 
 
+class SSMMatcher:
+    """The single-shot semantic matcher's `Predictor` as a `Matcher`; images are letterboxed to its size."""
+
+    def __init__(
+        self,
+        predictor: Any,
+        *,
+        threshold: float = 0.05,
+        iou: float = 0.5,
+        method: str = "default",
+        max_detections: int = 100,
+    ):
+        """Make a matcher.
+
+        Args:
+          predictor: a `systems.ssm.predict.Predictor`.
+          threshold: of coverage.
+          iou, method: of `systems.ssm.postprocess.detect`.
+          max_detections: per request.
+
+        Raises:
+          ConfigError: an option that cannot be used.
+        """
+        from sm_jax.systems.ssm.postprocess import METHODS
+
+        if method not in METHODS:
+            raise ConfigError(f"eval.postprocess: {method!r} is none of {', '.join(METHODS)}")
+        if not (0 <= threshold <= 1 and 0 <= iou <= 1 and max_detections >= 1):
+            raise ConfigError("eval: threshold and nms_iou lie within 0..1, max_detections is 1 or more")
+        self._predictor, self._most = predictor, max_detections
+        self._options = {"threshold": threshold, "iou": iou, "method": method}
+
+    def encode(self, variables: Any, picture: np.ndarray) -> np.ndarray:
+        """See `Matcher`."""
+        try:
+            return self._predictor.encode(variables, [picture])[0]
+        except DataError as error:
+            raise ImageError(str(error)) from None
+
+    def search(
+        self, variables: Any, image: np.ndarray, encoded: Sequence[np.ndarray]
+    ) -> list[dict[str, np.ndarray]]:
+        """See `Matcher`."""
+        from sm_jax.systems.ssm.postprocess import detect
+
+        if not encoded:
+            return []
+        canvas, factors, offset = transforms.letterbox_centred(image, self._predictor.config.image_size)
+        features = self._predictor.features(variables, transforms.bgr_minus_mean(canvas)[None])
+        coverage, boxes = self._predictor.search(variables, features, np.stack(encoded))
+        answers = []
+        for one, corners in zip(coverage[0], boxes[0], strict=True):
+            found, scores = detect(one, corners, **self._options)
+            placed = (found - np.tile(offset, 2)) / np.tile(factors, 2)
+            placed = box_ops.clip(placed.astype(np.float32), image.shape[:2])
+            keep = np.flatnonzero(box_ops.nonempty(placed))[: self._most]
+            answers.append({"boxes": placed[keep], "scores": scores[keep]})
+        return answers
+
+
 class DetectorMatcher:
     """What `sm_jax.load` returned (a detector of pictures) as a `Matcher`; `variables` are its own."""
 
@@ -178,4 +238,18 @@ def _os2d(config: Any) -> OS2DMatcher:
     )
 
 
-MAKERS: dict[str, Callable[[Any], Matcher]] = {"os2d": _os2d}
+def _ssm(config: Any) -> SSMMatcher:
+    from sm_jax.systems.ssm.model import ModelConfig
+    from sm_jax.systems.ssm.predict import Predictor
+
+    options = config.eval
+    return SSMMatcher(
+        Predictor(ModelConfig.create(config.model)),
+        threshold=options.threshold,
+        iou=options.nms_iou,
+        method=options.postprocess,
+        max_detections=options.max_detections,
+    )
+
+
+MAKERS: dict[str, Callable[[Any], Matcher]] = {"os2d": _os2d, "ssm": _ssm}
