@@ -23,7 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import platform
-from sm_jax.data import stored, transforms
+from sm_jax.data import GENERATED, stored
+from sm_jax.data.crossmodal import prepare
+from sm_jax.data.pipeline import MAX_SKIPPED_SHARE
 from sm_jax.errors import ConfigError, DataError, ImageError, WeightsError
 from sm_jax.weights import start
 from sm_jax.weights.io import flatten, unflatten
@@ -32,7 +34,6 @@ VERSION = 1  # of how features are made; another one makes all files anew
 CHUNK = 8  # pictures at a time
 SECONDS = 15  # between two notes of how far it is, in the file and on the screen
 FREE = 1.05  # times the size of the file must be free on the disk
-MAX_DAMAGED_SHARE = 0.01
 OTHER_SPLITS = ("num_val", "num_test")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
 
@@ -139,15 +140,22 @@ class Trunk:
         where it was; a second process on the same file waits for the first.
 
         Raises:
-          ConfigError: the disk is too full; DataError: too many damaged pictures.
+          ConfigError: the disk is too full, or the folder cannot be written; DataError: more damaged pictures
+            than training bears.
         """
-        if self._finished():
-            say(f"trunk features: {self._describe()} in {self.path}, from an earlier run")
-            return self.path
-        self._make_folder()
-        with _alone(self.path.with_suffix(".lock"), say):
-            if not self._finished():
-                self._compute(say)
+        try:
+            if self._finished():
+                say(f"trunk features: {self._describe()} in {self.path}, from an earlier run")
+                return self.path
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.path.with_suffix(".lock"), say):
+                if not self._finished():
+                    self._compute(say)
+        except OSError as error:
+            raise ConfigError(
+                f"data.cache_trunk: {self.path.parent} cannot be written ({error.strerror or error}); name a "
+                "folder with data.cache_dir, or set data.cache_trunk=False"
+            ) from error
         return self.path
 
     def _load(self, init: Any) -> tuple[Any, str]:
@@ -165,8 +173,7 @@ class Trunk:
 
     def _fingerprint(self, section: Any) -> str:
         """Of the pictures: how many, of which source and options, and the pixels of some of them."""
-        generated = section.source in ("shapes", "shelves")  # else it is a path
-        options = dict(section.get(section.source, {})) if generated else {}
+        options = dict(section.get(section.source, {})) if section.source in GENERATED else {}
         kept = {"source": section.source}
         kept[section.source] = {key: value for key, value in options.items() if key not in OTHER_SPLITS}
         stamp = getattr(self._source, "fingerprint", str)()
@@ -192,15 +199,6 @@ class Trunk:
             return stored.StoredFeatures(self.path).shape == self.shape
         except DataError:
             return False
-
-    def _make_folder(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"data.cache_trunk: {self.path.parent} cannot be made ({error.strerror}); name a folder with "
-                "data.cache_dir, or set data.cache_trunk=False"
-            ) from None
 
     def _compute(self, say: Say) -> None:
         partial, notes = self.path.with_suffix(".partial"), self.path.with_suffix(".json")
@@ -259,21 +257,16 @@ class Trunk:
         count = self.shape[0]
 
         def one(index: int) -> np.ndarray:
-            from sm_jax.data.crossmodal import letterbox
-
-            canvas = np.zeros((*self._size, 3), np.float32)
             try:
-                image, _ = letterbox(self._source.image(index), self._size)
+                return prepare(self._source.image(index), self._size)[0]
             except ImageError as error:
                 damaged.append(index)
-                if len(damaged) > max(1, MAX_DAMAGED_SHARE * count):
+                if len(damaged) > MAX_SKIPPED_SHARE * count:  # as the batches count them
                     raise DataError(
                         f"more than 1 % of the images cannot be read ({error}); "
                         "`sm-jax data check` lists them"
                     ) from None
-                return canvas
-            canvas[: image.shape[0], : image.shape[1]] = transforms.normalize(image)
-            return canvas
+                return np.zeros((*self._size, 3), np.float32)
 
         def several(at: int) -> tuple[list[int], np.ndarray]:
             indices = list(range(at, min(at + CHUNK, count)))
