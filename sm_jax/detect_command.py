@@ -25,7 +25,7 @@ def run(arguments) -> int:
     """Search by the parsed arguments of `sm-jax detect`; returns the exit status."""
     stdout = sys.stdout
     if not arguments.json:
-        return _search(arguments, lambda line: print(line, flush=True))[1]
+        return _search(arguments, _say)[1]
 
     def answer(document):
         print(json.dumps(document, indent=2, allow_nan=False), file=stdout, flush=True)
@@ -38,6 +38,12 @@ def run(arguments) -> int:
         raise
     answer(document)
     return status
+
+
+def _say(line: str) -> None:
+    """Print a line; letters that the encoding of stdout does not have are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _search(arguments, say) -> tuple[dict[str, Any], int]:
@@ -128,7 +134,7 @@ def _model(arguments) -> str:
 
 def _phrases(arguments) -> list[str]:
     """Those of --text, then one for each line of --text-file that is not blank."""
-    phrases = list(arguments.text or [])
+    phrases = _readable(arguments.text or [], "--text")
     if arguments.text_file is not None:
         path = arguments.text_file
         try:
@@ -144,7 +150,18 @@ def _phrases(arguments) -> list[str]:
     return phrases
 
 
+def _readable(texts: list[str], option: str) -> list[str]:
+    """The texts of a command line; bytes that are no text came as lone surrogates."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{option}: {ascii(text)[:80]} is not text in UTF-8") from None
+    return list(texts)
+
+
 def _labels(labels: list[str] | None, count: int, what: str) -> list[str] | None:
+    _readable(labels or [], "--label")
     if labels is not None and len(labels) not in (1, count):
         raise ConfigError(
             f"--label: {len(labels)} names for {count} {what}; give one for each, or one for all"

@@ -185,7 +185,7 @@ def test_overlays_of_earlier_runs_are_not_searched(place, capsys):
         assert cli.main(command) == 0
         out, err = capsys.readouterr()
         documents.append(json.loads(out))
-    assert "note: shop: 3 overlays of earlier runs are left out" in err
+    assert "note: shop: 3 pictures that sm-jax drew: left out" in err
     assert [Path(entry["image"]).name for entry in documents[1]["images"]] == [
         "a.png",
         "b.jpg",

@@ -25,6 +25,9 @@ __all__ = [
     "query_canvas",
 ]
 
+GENERATED = ("shapes", "shelves")
+"""Values of `data.source` that are no path."""
+
 _log = logging.getLogger("sm_jax.data")
 
 
@@ -190,9 +193,14 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
         image_size=tuple(config.model.image_size),
         max_boxes=max(data.max_boxes, source.most_boxes),
         flips=data.get("flips", False),
+        accumulate=int(config.get("optim", {}).get("accumulate", 1)),
     )
     encoder = make_encoder(config, source)
-    crossmodal.check_phrases(getattr(source, "phrases", ()), encoder)
+    crossmodal.check_phrases(source.phrases, encoder)
+    if config.get("eval_every", 0):  # the first evaluation may be hours away
+        for split in config.eval.splits:
+            held_out = make_phrase_source(data, split)
+            crossmodal.check_phrases(held_out.phrases, encoder, split=split, unknown=True)
     unread = sorted(set(source.vocabulary) - set(getattr(encoder, "vocabulary", source.vocabulary)))
     if unread:
         _log.warning(

@@ -9,7 +9,14 @@ import logging
 from pathlib import Path
 
 from sm_jax.data.sources import coco, folders, ilsvrc_det, os2d_csv, splits, voc
-from sm_jax.data.sources.base import ClassPicture, Collection, Record, RecordSource, Source
+from sm_jax.data.sources.base import (
+    MAX_PROBLEM_SHARE,
+    ClassPicture,
+    Collection,
+    Record,
+    RecordSource,
+    Source,
+)
 from sm_jax.data.sources.classes import check_choice, class_list, of_classes, restrict
 from sm_jax.data.sources.folders import ComposedSource
 from sm_jax.errors import DataError
@@ -26,7 +33,6 @@ __all__ = [
     "open_source",
 ]
 
-MAX_PROBLEM_SHARE = 0.01
 _log = logging.getLogger("sm_jax.data")
 _HELP = (
     "expected one of: a COCO JSON, a Pascal VOC folder (Annotations/*.xml beside JPEGImages/), an OS2D CSV "

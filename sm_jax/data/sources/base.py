@@ -16,6 +16,7 @@ from sm_jax.data import images
 from sm_jax.errors import ImageError
 
 CACHE_BYTES = 256 << 20  # class pictures kept decoded, per process
+MAX_PROBLEM_SHARE = 0.01  # of the entries may be unusable; they are left out
 
 
 class Source(Protocol):
