@@ -2,10 +2,10 @@
 
     python train.py --config=configs/ssm.py
 
-With no argument: on generated shelves, from the packaged ImageNet features, on 2 CPU cores. Images are 256x256
-and requests 64x64 pixels; the stages of both GoogLeNets before 5a stay as they are, and their features are
-computed once and kept on disk (in the cache folder; the next run reads them). It prints detection by request
-(docs/requests.md) on classes that training saw and on others, before and after.
+With no argument: on generated shelves, from the packaged ImageNet features, on 2 CPU cores. Images are
+256x256 and requests 64x64 pixels; the stages of both GoogLeNets before 5a stay as they are, and their
+features are computed once and kept on disk (in the cache folder; the next run reads them). It prints
+detection by request (docs/requests.md) on classes that training saw and on others, before and after.
 
 Arguments follow a colon and are separated by commas, for example `configs/ssm.py:full,data=PATH`:
 
@@ -23,8 +23,8 @@ Arguments follow a colon and are separated by commas, for example `configs/ssm.p
   batch=N           pairs of a step
   size=PIXELS       object size that the pictures are brought to; 0: they stay as they are, as in the paper
 
-The paper trained on ILSVRC2014 DET, which is behind a registration: mAP .23 on its 200 seen classes and .21 on
-90 unseen ones (figures of the paper, not ours; other data, so not comparable with those of the default).
+The paper trained on ILSVRC2014 DET, which is behind a registration: mAP .23 on its 200 seen classes and .21
+on 90 unseen ones (figures of the paper, not ours; other data, so not comparable with those of the default).
 Optimizer, rate, pair ratio and steps were not published; those of `full` are a starting point.
 """
 

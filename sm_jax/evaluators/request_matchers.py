@@ -10,9 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sm_jax import boxes as box_ops
 from sm_jax import data, search
-from sm_jax.errors import ConfigError
+from sm_jax.data import transforms
+from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.requests import RequestBank
+from sm_jax.systems import ssm
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Predictor, parts, views
 
@@ -138,10 +141,9 @@ class SSMMatcher:
         Raises:
           ConfigError: an option that cannot be used.
         """
-        from sm_jax.systems.ssm.postprocess import METHODS
-
-        if method not in METHODS:
-            raise ConfigError(f"eval.postprocess: {method!r} is none of {', '.join(METHODS)}")
+        if method not in ssm.postprocess.METHODS:
+            known = ", ".join(ssm.postprocess.METHODS)
+            raise ConfigError(f"eval.postprocess: {method!r} is none of {known}")
         if not (0 <= threshold <= 1 and 0 <= iou <= 1 and max_detections >= 1):
             raise ConfigError("eval: threshold and nms_iou lie within 0..1, max_detections is 1 or more")
         self._predictor, self._most = predictor, max_detections
@@ -158,8 +160,6 @@ class SSMMatcher:
         self, variables: Any, image: np.ndarray, encoded: Sequence[np.ndarray]
     ) -> list[dict[str, np.ndarray]]:
         """See `Matcher`."""
-        from sm_jax.systems.ssm.postprocess import detect
-
         if not encoded:
             return []
         canvas, factors, offset = transforms.letterbox_centred(image, self._predictor.config.image_size)
@@ -167,7 +167,7 @@ class SSMMatcher:
         coverage, boxes = self._predictor.search(variables, features, np.stack(encoded))
         answers = []
         for one, corners in zip(coverage[0], boxes[0], strict=True):
-            found, scores = detect(one, corners, **self._options)
+            found, scores = ssm.postprocess.detect(one, corners, **self._options)
             placed = (found - np.tile(offset, 2)) / np.tile(factors, 2)
             placed = box_ops.clip(placed.astype(np.float32), image.shape[:2])
             keep = np.flatnonzero(box_ops.nonempty(placed))[: self._most]
@@ -239,12 +239,9 @@ def _os2d(config: Any) -> OS2DMatcher:
 
 
 def _ssm(config: Any) -> SSMMatcher:
-    from sm_jax.systems.ssm.model import ModelConfig
-    from sm_jax.systems.ssm.predict import Predictor
-
     options = config.eval
     return SSMMatcher(
-        Predictor(ModelConfig.create(config.model)),
+        ssm.predict.Predictor(ssm.model.ModelConfig.create(config.model)),
         threshold=options.threshold,
         iou=options.nms_iou,
         method=options.postprocess,

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,17 +109,18 @@ def load(shapes: Mapping[str, Any], init: Any, *, backbone: str) -> tuple[Any, s
             "data.cache_trunk: the frozen part would start from random numbers; name real features with "
             f"init.backbone={backbone}, or train everything with model.trainable=all"
         )
-    variables, _ = start.initialize(unflatten(dict(shapes)), {"model": init.get("model", ""), "backbone": name})
+    wanted = {"model": init.get("model", ""), "backbone": name}
+    variables, _ = start.initialize(unflatten(dict(shapes)), wanted)
     return variables, name
 
 
-def weights_hash(variables: Any, names: Iterable[str], how: str) -> str:
-    """Of the arrays of `variables` whose flat names hold one of `names` as a component, and of `how`."""
-    wanted = set(names)
+def weights_hash(variables: Any, frozen: Callable[[str], bool], how: str) -> str:
+    """Of the arrays of `variables` that are frozen, by their paths below the collection
+    ("backbone/features_3/..."), and of `how` they compute."""
     digest = hashlib.sha256(f"{VERSION} {how}".encode())
     flat = flatten(variables)
     for name in sorted(flat):
-        if wanted & set(name.split("/")):
+        if frozen(name.split("/", 1)[1]):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).tobytes())
     return digest.hexdigest()

@@ -58,7 +58,7 @@ class Trunk:
     def hash_of(self, variables: Any) -> str:
         """Of the frozen units among `variables`, their number, and how they compute."""
         how = f"{self._cut} {self._model.dtype} {self._model.padding}"
-        return trunk.weights_hash(variables, (f"features_{i}" for i in range(self._cut)), how)
+        return trunk.weights_hash(variables, lambda path: not model.trainable(self._model, path), how)
 
     def fill(self, say: Say) -> stored.StoredFeatures:
         """Compute what is not there yet; returns the features by picture."""

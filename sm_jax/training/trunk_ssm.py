@@ -5,6 +5,7 @@ for each.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -69,13 +70,8 @@ class Trunk:
 
     def hash_of(self, variables: Any) -> str:
         """Of the frozen stages of both branches among `variables`, and how they compute."""
-        cut, flat = model.cut(self._model), flatten(variables)
-        frozen = [
-            name.split("/")[2]
-            for name in flat
-            if name.split("/")[1] != "head" and googlenet.is_frozen(name.split("/", 2)[2], start=cut)
-        ]
-        return trunk.weights_hash(variables, frozen, f"{cut} {self._model.dtype}")
+        how = f"{model.cut(self._model)} {self._model.dtype}"
+        return trunk.weights_hash(variables, lambda path: not model.trainable(self._model, path), how)
 
     def fill(self, say: Say) -> ssm.Trunk:
         """Compute what is not there yet; returns the features by window and by request."""
@@ -85,8 +81,8 @@ class Trunk:
 
     def _shape(self, branch: str, size: tuple[int, int]) -> tuple[int, ...]:
         picture = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-        shapes = jax.eval_shape(lambda v, x: model.trunk(self._model, v, x, of=branch), self.variables, picture)
-        return shapes.shape[1:]
+        run = functools.partial(model.trunk, self._model, of=branch)
+        return jax.eval_shape(run, self.variables, picture).shape[1:]
 
     def _compute(self, branch: str, images: np.ndarray) -> jax.Array:
         return _features(self._model, branch, self.variables, images)
