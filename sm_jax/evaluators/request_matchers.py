@@ -15,9 +15,11 @@ from sm_jax import data, search
 from sm_jax.data import transforms
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.requests import RequestBank
-from sm_jax.systems import ssm
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Predictor, parts, views
+from sm_jax.systems.ssm import model as ssm
+from sm_jax.systems.ssm import postprocess
+from sm_jax.systems.ssm import predict as ssm_predict
 
 Encoded = Any
 """A request as the matcher keeps it; opaque to everything else, and never changed."""
@@ -135,14 +137,14 @@ class SSMMatcher:
         Args:
           predictor: a `systems.ssm.predict.Predictor`.
           threshold: of coverage.
-          iou, method: of `systems.ssm.postprocess.detect`.
+          iou, method: of `systems.postprocess.detect`.
           max_detections: per request.
 
         Raises:
           ConfigError: an option that cannot be used.
         """
-        if method not in ssm.postprocess.METHODS:
-            known = ", ".join(ssm.postprocess.METHODS)
+        if method not in postprocess.METHODS:
+            known = ", ".join(postprocess.METHODS)
             raise ConfigError(f"eval.postprocess: {method!r} is none of {known}")
         if not (0 <= threshold <= 1 and 0 <= iou <= 1 and max_detections >= 1):
             raise ConfigError("eval: threshold and nms_iou lie within 0..1, max_detections is 1 or more")
@@ -167,7 +169,7 @@ class SSMMatcher:
         coverage, boxes = self._predictor.search(variables, features, np.stack(encoded))
         answers = []
         for one, corners in zip(coverage[0], boxes[0], strict=True):
-            found, scores = ssm.postprocess.detect(one, corners, **self._options)
+            found, scores = postprocess.detect(one, corners, **self._options)
             placed = (found - np.tile(offset, 2)) / np.tile(factors, 2)
             placed = box_ops.clip(placed.astype(np.float32), image.shape[:2])
             keep = np.flatnonzero(box_ops.nonempty(placed))[: self._most]
@@ -241,7 +243,7 @@ def _os2d(config: Any) -> OS2DMatcher:
 def _ssm(config: Any) -> SSMMatcher:
     options = config.eval
     return SSMMatcher(
-        ssm.predict.Predictor(ssm.model.ModelConfig.create(config.model)),
+        ssm_predict.Predictor(ssm.ModelConfig.create(config.model)),
         threshold=options.threshold,
         iou=options.nms_iou,
         method=options.postprocess,

@@ -35,8 +35,8 @@ class Trunk:
         self._model = model.ModelConfig.create(config.model)
         if model.cut(self._model) == googlenet.STAGES[0]:
             raise ConfigError(
-                "data.cache_trunk: nothing of the branches is frozen (model.trainable=all), so their features "
-                "change with every step; set data.cache_trunk=False or model.trainable=5a"
+                "data.cache_trunk: nothing of the branches is frozen (model.trainable=all), so their "
+                "features change with every step; set data.cache_trunk=False or model.trainable=5a"
             )
         source = data.make_ssm_source(config)
         options = ssm.batch_options(config, data.image_scale(config.data, source))
