@@ -2,13 +2,12 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sm_jax import pretrained, search
+from sm_jax import pretrained, query_pictures, search
 from sm_jax.data import images as pictures
 from sm_jax.detections import Detections
 from sm_jax.errors import ConfigError, ImageError, WeightsError
@@ -23,8 +22,6 @@ THRESHOLD = 0.55
 """For the packaged ImageNet features. Chosen by eye on a few shelf photographs, not measured: other pictures
 and other weights may need another value."""
 
-MAX_ASPECT = 30
-PREVIEW = 160  # longer side, in pixels, of the picture kept with a request
 SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes"}
 """What `load` knows, and the weights that it takes by itself."""
 
@@ -89,26 +86,19 @@ class Detector:
             (bool(rotations), bool(mirrored)), "horflip_rotation90"
         )
         requests = []
-        for label, picture, source in _labelled(queries, labels):
-            name = source or f"query {label!r}"
-            image = pictures.as_image(picture, name=name)
-            height, width = image.shape[:2]
-            if max(height, width) > MAX_ASPECT * min(height, width):
-                raise ImageError(
-                    f"{name}: {width}x{height} is too thin for a query (at most {MAX_ASPECT}:1); crop it"
-                )
+        for query in query_pictures.read(queries, labels):
             template = search.encode_views(
-                self._predictor, self._variables, image, views=augmentation, side=self._query_size
+                self._predictor, self._variables, query.image, views=augmentation, side=self._query_size
             )
             requests.append(
                 Request(
-                    label=label,
+                    label=query.label,
                     template=template,
                     views=augmentation,
-                    size=(height, width),
+                    size=query.image.shape[:2],
                     threshold=threshold,
-                    source=source,
-                    preview=_preview(image),
+                    source=query.source,
+                    preview=query_pictures.preview(query.image),
                 )
             )
         return RequestBank(requests, fingerprint=self.fingerprint)
@@ -248,29 +238,6 @@ def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
     return scales
 
 
-def _labelled(queries, labels) -> Iterable[tuple[str, Any, str]]:
-    """(label, picture, path or "") of each query."""
-    if isinstance(queries, Mapping):
-        if labels is not None:
-            raise ConfigError("labels: the queries are a dict, whose keys are the labels")
-        pairs = [(str(label), picture) for label, value in queries.items() for picture in listed(value)]
-    else:
-        given = listed(queries)
-        if isinstance(labels, str):
-            labels = [labels] * len(given)
-        if labels is None:
-            labels = [Path(q).stem if isinstance(q, (str, os.PathLike)) else "query" for q in given]
-        labels = list(labels)
-        if len(labels) != len(given):
-            raise ConfigError(
-                f"labels: {len(labels)} for {len(given)} queries; give one for each, or one for all"
-            )
-        pairs = list(zip(map(str, labels), given, strict=True))
-    if not pairs:
-        raise ConfigError("no query: give at least one picture of what to look for")
-    return [(label, q, os.fspath(q) if isinstance(q, (str, os.PathLike)) else "") for label, q in pairs]
-
-
 def _notes(notes, weights, transform, untrained) -> list[str]:
     """What a person who searches wants to know of the lines that say where the weights came from."""
     line = next((note for note in notes if "the run in " in note), f"weights: {weights}")
@@ -280,8 +247,3 @@ def _notes(notes, weights, transform, untrained) -> list[str]:
         features = " packaged ImageNet features;" if weights == SYSTEMS["os2d"] else ""
         line += f":{features} templates are not deformed"
     return [line]
-
-
-def _preview(image: np.ndarray) -> np.ndarray:
-    factor = min(1.0, PREVIEW / max(image.shape[:2]))
-    return pictures.resize(image, tuple(max(1, round(side * factor)) for side in image.shape[:2]))
