@@ -101,8 +101,8 @@ def heat(
 
     Args:
       image: (h, w, 3) uint8.
-      maps: label -> (rows, columns) float in 0..1, all of one shape; at 1 the colour covers most of the image.
-      box: (4,) xyxy pixels of the image: where the outer edges of the maps lie; it may reach beyond the image.
+      maps: label -> (rows, columns) float in 0..1, all of one shape; at 1 the colour prevails.
+      box: (4,) xyxy pixels of the image: the outer edges of the maps; it may reach beyond the image.
       names: labels in the order of their colours; default: that of `maps`.
 
     Returns:
