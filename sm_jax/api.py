@@ -1,4 +1,5 @@
-"""For people: `load("os2d").detect(images, queries)`, `load("crossmodal").detect(images, phrases)`."""
+"""For people: `load("os2d").detect(images, queries)`, `load("crossmodal").detect(images, phrases)`, and
+`load("ssm").detect(images, queries)`."""
 
 import math
 import os
@@ -17,12 +18,13 @@ from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyrami
 
 if TYPE_CHECKING:
     from sm_jax.phrase_detector import PhraseDetector
+    from sm_jax.request_detector import RequestDetector
 
 THRESHOLD = 0.55
 """For the packaged ImageNet features. Chosen by eye on a few shelf photographs, not measured: other pictures
 and other weights may need another value."""
 
-SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes"}
+SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes", "ssm": "ssm-shelves"}
 """What `load` knows, and the weights that it takes by itself."""
 
 
@@ -192,19 +194,20 @@ def load(
     transform: str | os.PathLike = "",
     model: Mapping[str, Any] | None = None,
     **options,
-) -> "Detector | PhraseDetector":
+) -> "Detector | PhraseDetector | RequestDetector":
     """A matcher with pretrained weights.
 
     Args:
-      name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe.
+      name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe, "ssm" members of
+        the class of which a picture shows one.
       weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run;
         default: those of `SYSTEMS`. For os2d, weights of a backbone alone give the sliding-window matcher:
-        templates are not deformed. For crossmodal a file is one of `sm-jax weights export`.
+        templates are not deformed. For the others a file is one of `sm-jax weights export`.
       transform: os2d: weights of the transformation network, if they come from another file.
       model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
-        (os2d: depth, norm and version; crossmodal: everything) is read from them.
+        (os2d: depth, norm and version; the others: everything) is read from them.
       **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
-        `batch` and `proposals`.
+        `batch` and `proposals`; ssm: of `RequestDetector`, `batch`.
 
     Raises:
       ConfigError: an unknown system or model field; WeightsError: weights that are not there or do not fit.
@@ -212,12 +215,13 @@ def load(
     if name not in SYSTEMS:
         raise ConfigError(f"no system called {name!r}; there are: {', '.join(SYSTEMS)}")
     weights = SYSTEMS[name] if weights is None else os.fspath(weights)
-    if name == "crossmodal":
-        from sm_jax import phrase_detector
-
+    if name != "os2d":
         if transform:
-            raise ConfigError("transform: crossmodal has no transformation network; it is one of os2d")
-        return phrase_detector.load(weights, dict(model or {}), **options)
+            raise ConfigError(f"transform: {name} has no transformation network; it is one of os2d")
+        from sm_jax import phrase_detector, request_detector
+
+        detector = {"crossmodal": phrase_detector, "ssm": request_detector}[name]
+        return detector.load(weights, dict(model or {}), **options)
     config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
     untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
     notes = _notes(notes, weights, transform, untrained)
