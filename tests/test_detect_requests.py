@@ -121,8 +121,8 @@ def test_images_that_cannot_be_searched_are_named_and_the_rest_goes_on(place, ca
 
 @pytest.mark.parametrize("model", ["ssm", "os2d"])
 def test_a_bank_is_kept_and_taken_again(place, capsys, model):
-    image = "a.png" if model == "ssm" else "os2d.png"
-    command = ["detect", "--model", model, "--image", image, "--json", "--threshold", "0.4"]
+    command = ["detect", "--model", model, "--json", "--threshold", "0.4", "--image"]
+    command += ["a.png"] if model == "ssm" else ["os2d.png", "--scales", "1"]
     keep = ["--query", "red.png", "green.png", "--label", "r", "g", "--save-bank", "things.safetensors"]
     assert cli.main([*command, *keep]) == 0
     first, err = capsys.readouterr()
