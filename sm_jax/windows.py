@@ -10,6 +10,7 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.data import images as pictures
+from sm_jax.data.crossmodal import fit
 
 FILLING = 127
 """Grey of what is no image: the mean that the model's input has subtracted, so that it is 0 there."""
@@ -100,8 +101,7 @@ def fitted(image: Size, window: Size, *, stride: int = 16) -> Layout:
 
     Source: SSM specification, section 0.4 (the released pair of pictures).
     """
-    ratio = min(window[0] / image[0], window[1] / image[1])
-    scaled = tuple(min(limit, max(1, round(side * ratio))) for side, limit in zip(image, window, strict=True))
+    scaled, _ = fit(image, window)
     corner = -((window[1] - scaled[1]) // 2), -((window[0] - scaled[0]) // 2)
     return Layout(image, scaled, window, stride, [corner])
 
