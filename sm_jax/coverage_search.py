@@ -6,15 +6,17 @@ from sm_jax import boxes as box_ops
 from sm_jax import windows
 from sm_jax.detections import RequestDetections
 from sm_jax.requests import RequestBank
-from sm_jax.systems.ssm import model as ssm
-from sm_jax.systems.ssm import postprocess as post
+from sm_jax.systems.ssm import postprocess
+from sm_jax.systems.ssm.model import STRIDE
+
+_ANYTHING = float(np.finfo(np.float32).tiny)
 
 
 class Options:
     """What all images of one call share: which requests mean which label, and how cells become boxes."""
 
-    def __init__(self, bank: RequestBank, threshold: float, max_detections: int, iou: float, method: str):
-        self.max_detections, self.iou, self.method = max_detections, iou, method
+    def __init__(self, bank: RequestBank, threshold: float, max_detections: int, iou: float, kind: str):
+        self.max_detections, self.iou, self.postprocess = max_detections, iou, kind
         limits = [threshold if request.threshold is None else request.threshold for request in bank]
         self.limits = np.maximum(np.array(limits, np.float32), 0)
         rows: dict[str, list[int]] = {}
@@ -72,12 +74,12 @@ class Search:
         winner = coverage.argmax(axis=0)
         best = np.take_along_axis(coverage, winner[None], axis=0)[0]
         boxes = np.take_along_axis(boxes, winner[None, ..., None], axis=0)[0]
-        found, scores = post.detect(
+        found, scores = postprocess.detections(
             best,
             boxes,
-            threshold=float(self._options.limits[rows].min()),
-            iou=self._options.iou,
-            method=self._options.method,
+            threshold=_ANYTHING,  # what is below the threshold of its request is 0 already
+            nms_iou=self._options.iou,
+            postprocess=self._options.postprocess,
         )
         queries = rows[[winner[_best_cell(best, box)] for box in found]] if len(found) else rows[:0]
         cut = self._layout.cut(found, corner)
@@ -93,8 +95,8 @@ def _nothing():
 def _best_cell(coverage: np.ndarray, box: np.ndarray) -> tuple[int, int]:
     """(row, column) of the cell with the highest coverage among those that the box touches."""
     size = np.array(coverage.shape[::-1])
-    left, top = low = np.clip(np.floor(box[:2] / ssm.STRIDE), 0, size - 1).astype(int)
-    right, bottom = np.clip(np.ceil(box[2:] / ssm.STRIDE), low + 1, size).astype(int)
+    left, top = low = np.clip(np.floor(box[:2] / STRIDE), 0, size - 1).astype(int)
+    right, bottom = np.clip(np.ceil(box[2:] / STRIDE), low + 1, size).astype(int)
     part = coverage[top:bottom, left:right]
     row, column = np.unravel_index(part.argmax(), part.shape)
     return top + row, left + column

@@ -19,7 +19,7 @@ from sm_jax.query_pictures import QueryPicture
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.ssm import model as ssm
-from sm_jax.systems.ssm import postprocess as post
+from sm_jax.systems.ssm.postprocess import KINDS
 from sm_jax.systems.ssm.predict import Predictor
 
 THRESHOLD = 0.5
@@ -130,7 +130,8 @@ class RequestDetector:
           queries, labels: as `encode` takes them; or a `RequestBank`, which has its own labels.
           threshold: coverage of a cell must be above it; nothing is below 0.
           max_detections: at most so many per label, the best ones.
-          iou: of two detections of a label that overlap more, the better one stays.
+          iou: of two detections of a label that overlap more, the better one stays (within a window only with
+            the default post-processing).
           postprocess: how cells become boxes: "default" (vote, clip, suppress), "released" (as in the
             published script) or "grouprect" (as in DetectNet); see `systems.ssm.postprocess`.
           tiles: search the image at its own size, in windows of the size that the model takes, which overlap
@@ -156,10 +157,8 @@ class RequestDetector:
             raise WeightsError("the request bank was encoded with other weights; encode its pictures again")
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
-        if postprocess not in post.METHODS:
-            raise ConfigError(
-                f"postprocess: there is no {postprocess!r}; there are {', '.join(post.METHODS)}"
-            )
+        if postprocess not in KINDS:
+            raise ConfigError(f"postprocess: {postprocess!r} is none of {', '.join(KINDS)}")
         options = Options(bank, threshold, max_detections, iou, postprocess)
         requests = np.concatenate([request.template for request in bank])
         requests = requests if self._config.aligned else requests[:, 0, 0]

@@ -259,7 +259,7 @@ def test_a_thin_image_is_searched_in_tiles(detector):
         ({"threshold": float("nan")}, "threshold a number"),
         ({"max_detections": 0}, "max_detections must be 1 or more"),
         ({"iou": 1.5}, "iou within 0..1"),
-        ({"postprocess": "best"}, "postprocess: there is no 'best'; there are default, released, grouprect"),
+        ({"postprocess": "best"}, "postprocess: 'best' is none of default, released, grouprect"),
         ({"labels": ["a", "b"]}, "labels: 2 for 1 queries"),
     ],
 )

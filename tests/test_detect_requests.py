@@ -8,6 +8,7 @@ from PIL import Image
 
 from sm_jax import api, cli, platform
 from sm_jax.requests import RequestBank
+from sm_jax.systems.ssm.postprocess import KINDS
 from tests.fake_requests import make, query, scene
 from tests.systems.os2d.fake import PARTS, VARIABLES
 from tests.systems.os2d.fake import scene as os2d_scene
@@ -190,3 +191,7 @@ def test_failures_are_one_line_and_exit_code_two(place, capsys, words, line):
 def test_other_systems_refuse_what_is_not_theirs(place, capsys, words, line):
     assert cli.main(["detect", "--image", "a.png", *words]) == 2
     assert f"error: {line}" in capsys.readouterr().err
+
+
+def test_the_help_names_every_post_processing():
+    assert cli.DETECT_OPTIONS["--postprocess"]["choices"] == KINDS
