@@ -15,8 +15,8 @@ _ANYTHING = float(np.finfo(np.float32).tiny)
 class Options:
     """What all images of one call share: which requests mean which label, and how cells become boxes."""
 
-    def __init__(self, bank: RequestBank, threshold: float, max_detections: int, iou: float, kind: str):
-        self.max_detections, self.iou, self.postprocess = max_detections, iou, kind
+    def __init__(self, bank: RequestBank, threshold: float, max_detections: int, iou: float, method: str):
+        self.max_detections, self.iou, self.method = max_detections, iou, method
         limits = [threshold if request.threshold is None else request.threshold for request in bank]
         self.limits = np.maximum(np.array(limits, np.float32), 0)
         rows: dict[str, list[int]] = {}
@@ -74,12 +74,12 @@ class Search:
         winner = coverage.argmax(axis=0)
         best = np.take_along_axis(coverage, winner[None], axis=0)[0]
         boxes = np.take_along_axis(boxes, winner[None, ..., None], axis=0)[0]
-        found, scores = postprocess.detections(
+        found, scores = postprocess.detect(
             best,
             boxes,
             threshold=_ANYTHING,  # what is below the threshold of its request is 0 already
-            nms_iou=self._options.iou,
-            postprocess=self._options.postprocess,
+            iou=self._options.iou,
+            method=self._options.method,
         )
         queries = rows[[winner[_best_cell(best, box)] for box in found]] if len(found) else rows[:0]
         cut = self._layout.cut(found, corner)

@@ -14,7 +14,7 @@ from sm_jax import api
 from sm_jax.data import images as pictures
 from sm_jax.detect_files import Overlays, files, output_folder, write_json
 from sm_jax.detect_progress import Progress
-from sm_jax.errors import ConfigError, ImageError, SmJaxError
+from sm_jax.errors import ConfigError, DataError, ImageError, SmJaxError
 from sm_jax.requests import RequestBank
 
 OPTIONS = {
@@ -80,7 +80,7 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
 
     with Progress(len(images)) as progress:
         for path, found in search(detector, bank, images, threshold, arguments, progress):
-            if isinstance(found, ImageError):
+            if isinstance(found, DataError):
                 fail(path, found)
                 continue
             entry = {"image": str(path), "overlay": None} | found.to_dict()
@@ -201,14 +201,14 @@ def _given(arguments, *names) -> dict[str, Any]:
 
 
 def _search_pictures(detector, bank, images, threshold, arguments, progress) -> Iterator[tuple]:
-    """(path, what was found or an ImageError) of each image."""
+    """(path, what was found or a DataError) of each image."""
     names = ("scales", "iou", "across_labels", "postprocess", "tiles")  # each None where the system has none
     options = _given(arguments, *names) | {"max_detections": arguments.max}
     for path in images:
         progress.begin(path)
         try:
             (found,) = detector.detect(path, bank, threshold=threshold, progress=progress.step, **options)
-        except ImageError as error:
+        except DataError as error:
             found = error
         yield path, found
         progress.end()

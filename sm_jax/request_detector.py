@@ -19,14 +19,11 @@ from sm_jax.query_pictures import QueryPicture
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.ssm import model as ssm
-from sm_jax.systems.ssm.postprocess import KINDS
-from sm_jax.systems.ssm.predict import Predictor
+from sm_jax.systems.ssm.postprocess import METHODS
+from sm_jax.systems.ssm.predict import Predictor, check_image, prepare_request
 
 THRESHOLD = 0.5
 """Of coverage. Source: the released script (SSM specification, sec. 5.1)."""
-
-SMALLEST_QUERY = 8  # pixels of the shorter side
-LEAST_CONTRAST = 2  # grey values between the brightest and the darkest pixel
 
 
 class RequestDetector:
@@ -100,8 +97,8 @@ class RequestDetector:
           threshold: coverage that cells must exceed for these queries, whatever `detect` is told.
 
         Raises:
-          ConfigError: no query, or labels that do not fit; ImageError: a picture that cannot be read, that is
-            blank, thin, or smaller than `SMALLEST_QUERY` pixels.
+          ConfigError: no query, or labels that do not fit; DataError: a picture that cannot be read, or is
+            blank, thin or tiny.
         """
         if threshold is not None and math.isnan(threshold):
             raise ConfigError("threshold: must be a number")
@@ -144,7 +141,7 @@ class RequestDetector:
           One `RequestDetections` per image; an image in which nothing is found has an empty one.
 
         Raises:
-          ConfigError, ImageError, WeightsError: one line each; see `encode`.
+          ConfigError, DataError, WeightsError: one line each; see `encode`.
         """
         bank = queries
         if not isinstance(bank, RequestBank):
@@ -157,8 +154,8 @@ class RequestDetector:
             raise WeightsError("the request bank was encoded with other weights; encode its pictures again")
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
-        if postprocess not in KINDS:
-            raise ConfigError(f"postprocess: {postprocess!r} is none of {', '.join(KINDS)}")
+        if postprocess not in METHODS:
+            raise ConfigError(f"postprocess: {postprocess!r} is none of {', '.join(METHODS)}")
         options = Options(bank, threshold, max_detections, iou, postprocess)
         requests = np.concatenate([request.template for request in bank])
         requests = requests if self._config.aligned else requests[:, 0, 0]
@@ -176,11 +173,9 @@ class RequestDetector:
         return found
 
     def _requests(self, group: Sequence[QueryPicture], threshold: float | None) -> list[Request]:
-        for query in group:
-            _check_query(query)
         size = self._config.request_size
-        stack = np.stack([_on_canvas(query.image, size) for query in group])
-        encoded = np.asarray(self._predictor.encode(self._variables, transforms.bgr_minus_mean(stack)))
+        stack = np.stack([prepare_request(query.image, size, name=query.name) for query in group])
+        encoded = np.asarray(self._predictor.encode(self._variables, stack))
         encoded = encoded if self._config.aligned else encoded[:, None, None]
         return [
             Request(
@@ -206,15 +201,10 @@ class RequestDetector:
         """The image as its windows see it, and where they lie."""
         name = str(picture) if isinstance(picture, (str, os.PathLike)) else "image"
         image = pictures.as_image(picture, name=name)
-        size, cell = image.shape[:2], ssm.STRIDE
-        if min(size) < cell:
-            raise ImageError(
-                f"{name}: {size[1]}x{size[0]} is smaller than a cell of the map ({cell} pixels a side); "
-                "enlarge it"
-            )
-        lay = windows.tiled if tiles else windows.fitted
-        layout = lay(size, self._config.image_size, stride=cell)
-        if min(layout.scaled) < cell:
+        check_image(image, name=name)
+        size, lay = image.shape[:2], windows.tiled if tiles else windows.fitted
+        layout = lay(size, self._config.image_size, stride=ssm.STRIDE)
+        if min(layout.scaled) < ssm.STRIDE:
             raise ImageError(
                 f"{name}: {size[1]}x{size[0]} is too thin to be searched as a whole; search it in tiles, or "
                 "cut it into pieces"
@@ -237,23 +227,6 @@ def load(weights: str, overrides: Mapping[str, Any] | None = None, **options) ->
     found = pretrained.trained(weights, system="ssm", overrides=overrides)
     config = ssm.ModelConfig.create(found.config.model)
     return RequestDetector(config, found.variables, **{"notes": found.notes} | options)
-
-
-def _check_query(query: QueryPicture) -> None:
-    height, width = query.image.shape[:2]
-    if min(height, width) < SMALLEST_QUERY:
-        raise ImageError(
-            f"{query.name}: {width}x{height} is too small for a query (at least {SMALLEST_QUERY} pixels a "
-            "side); take a larger picture"
-        )
-    if np.ptp(query.image.reshape(-1, 3), axis=0).max() < LEAST_CONTRAST:
-        raise ImageError(f"{query.name}: is blank, all of its pixels have one colour; nothing can be matched")
-
-
-def _on_canvas(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A query picture as the model sees it: fitted into `size`, centred on grey."""
-    layout = windows.fitted(image.shape[:2], size)
-    return layout.picture(layout.resized(image), layout.corners[0])
 
 
 def _grouped(items: Iterator[tuple], size: int) -> Iterator[list[tuple]]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import sm_jax
-from sm_jax.errors import ConfigError, ImageError, WeightsError
+from sm_jax.errors import ConfigError, DataError, WeightsError
 from sm_jax.request_detector import THRESHOLD, RequestDetector
 from sm_jax.requests import RequestBank
 from tests.fake_requests import COLOURS, COVERED, make, query, scene
@@ -201,10 +201,10 @@ def test_an_image_smaller_than_a_window_is_not_enlarged_in_tiles(detector):
         ({"a": []}, "no query: give at least one picture"),
         (
             {"cup": np.full((50, 50, 3), 77, np.uint8)},
-            "query 'cup': is blank, all of its pixels have one colour",
+            "query 'cup': is blank \\(one colour all over\\)",
         ),
-        ({"cup": RED[:7]}, "query 'cup': 40x7 is too small for a query \\(at least 8 pixels a side\\)"),
-        (RED[:8, :3], "3x8 is too small for a query"),
+        ({"cup": RED[:7]}, "query 'cup': 40 x 7 pixels are too few to look for"),
+        (RED[:8, :3], "3 x 8 pixels are too few"),
         (np.zeros((10, 301, 3), np.uint8), "301x10 is too thin for a query"),
         (np.zeros((0, 5, 3), np.uint8), "has no pixels"),
         (b"no picture", "not a picture in a supported format"),
@@ -213,7 +213,7 @@ def test_an_image_smaller_than_a_window_is_not_enlarged_in_tiles(detector):
     ],
 )
 def test_bad_queries_are_one_line(detector, image, queries, line):
-    with pytest.raises((ConfigError, ImageError), match=line) as caught:
+    with pytest.raises((ConfigError, DataError), match=line) as caught:
         detector.detect(image, queries)
     assert "\n" not in str(caught.value)
 
@@ -229,9 +229,9 @@ def test_the_smallest_queries_are_taken(detector, size):
         (
             np.zeros((15, 200, 3), np.uint8),
             {},
-            "200x15 is smaller than a cell of the map \\(16 pixels a side",
+            "200 x 15 pixels are less than one cell of the map",
         ),
-        (np.zeros((1, 1, 3), np.uint8), {"tiles": True}, "1x1 is smaller than a cell"),
+        (np.zeros((1, 1, 3), np.uint8), {"tiles": True}, "1 x 1 pixels are less than one cell"),
         (
             np.zeros((16, 200, 3), np.uint8),
             {},
@@ -244,7 +244,7 @@ def test_the_smallest_queries_are_taken(detector, size):
     ],
 )
 def test_bad_images_are_one_line(detector, picture, options, line):
-    with pytest.raises(ImageError, match=line) as caught:
+    with pytest.raises(DataError, match=line) as caught:
         detector.detect(picture, RED, **options)
     assert "\n" not in str(caught.value)
 

@@ -12,9 +12,9 @@ BANK = RequestBank([Request("a", TEMPLATE), Request("b", TEMPLATE), Request("a",
 OBJECT = [40, 40, 88, 88]
 
 
-def search(coverage, boxes, *, threshold=0.5, kind="default"):
+def search(coverage, boxes, *, threshold=0.5, method="default"):
     layout = windows.fitted((128, 64), (128, 128))
-    one = Search(layout, Options(BANK, threshold, 100, 0.5, kind))
+    one = Search(layout, Options(BANK, threshold, 100, 0.5, method))
     one.add(layout.corners[0], coverage, boxes)
     return one.result()
 
@@ -64,13 +64,13 @@ def test_a_box_outside_of_the_image_is_dropped(answers):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.0, -1.0])
 @pytest.mark.parametrize(
-    "kind,low,high", [("released", 2.0, 16 * 0.8), ("grouprect", 1.5, np.log(16) + 1e-6)]
+    "method,low,high", [("released", 2.0, 16 * 0.8), ("grouprect", 1.5, np.log(16) + 1e-6)]
 )
-def test_other_post_processing_has_scores_of_its_own(answers, kind, low, high, threshold):
+def test_other_post_processing_has_scores_of_its_own(answers, method, low, high, threshold):
     coverage, boxes = answers
     coverage[1, 2:6, 2:6], coverage[coverage < 0.1] = 0.8, 0.0
     boxes[1] += np.linspace(0, 0.5, 64).reshape(8, 8, 1) * np.float32([1, -1, 0.5, 2])  # no two alike
-    found = search(coverage, boxes, kind=kind, threshold=threshold)
+    found = search(coverage, boxes, method=method, threshold=threshold)
     assert found.labels == ["b"] and low < found.scores[0] <= high and found.queries.tolist() == [1]
     np.testing.assert_allclose(found.boxes, [[8, 40, 56, 88]], atol=2)
     assert found.best_scores["b"] == pytest.approx(0.8)

@@ -1,14 +1,20 @@
-"""`sm-jax detect --model ssm`, and banks of queries for every system of pictures, with a fake network."""
+"""`sm-jax detect --model ssm`, and banks of queries for every system of pictures; with fake networks, then
+with a real one that was exported."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import sm_jax
 from sm_jax import api, cli, platform
+from sm_jax.errors import ConfigError, WeightsError
 from sm_jax.requests import RequestBank
-from sm_jax.systems.ssm.postprocess import KINDS
+from sm_jax.systems.ssm import model
+from sm_jax.systems.ssm.postprocess import METHODS
+from sm_jax.weights import io
 from tests.fake_requests import make, query, scene
 from tests.systems.os2d.fake import PARTS, VARIABLES
 from tests.systems.os2d.fake import scene as os2d_scene
@@ -117,7 +123,7 @@ def test_images_that_cannot_be_searched_are_named_and_the_rest_goes_on(place, ca
     document = json.loads(capsys.readouterr().out)
     assert [entry["image"] for entry in document["images"]] == ["a.png", "b.png"]
     assert [entry["image"] for entry in document["errors"]] == ["broken.jpg", "low.png"]
-    assert "low.png: 90x9 is smaller than a cell of the map" in document["errors"][1]["error"]
+    assert "low.png: 90 x 9 pixels are less than one cell of the map" in document["errors"][1]["error"]
 
 
 @pytest.mark.parametrize("model", ["ssm", "os2d"])
@@ -139,7 +145,7 @@ def test_a_bank_is_kept_and_taken_again(place, capsys, model):
 @pytest.mark.parametrize(
     "words,line",
     [
-        (["--query", "blank.png"], "blank.png: is blank, all of its pixels have one colour"),
+        (["--query", "blank.png"], "blank.png: is blank (one colour all over)"),
         (["--query", "red.png", "--scales", "1"], "--scales: an option of os2d, not of ssm"),
         (["--query", "red.png", "--rotations"], "--rotations: an option of os2d, not of ssm"),
         (["--query", "red.png", "--mirrored"], "--mirrored: an option of os2d, not of ssm"),
@@ -194,4 +200,78 @@ def test_other_systems_refuse_what_is_not_theirs(place, capsys, words, line):
 
 
 def test_the_help_names_every_post_processing():
-    assert cli.DETECT_OPTIONS["--postprocess"]["choices"] == KINDS
+    assert cli.DETECT_OPTIONS["--postprocess"]["choices"] == METHODS
+
+
+# A real network, untrained ----------------------------------------------------------------------------
+
+SMALL = {"image_size": (64, 96), "request_size": (16, 24)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A file as `sm-jax weights export` writes it."""
+    config = model.ModelConfig.create(SMALL)
+    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def value(leaf):
+        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        return rng.standard_normal(leaf.shape, np.float32) * np.float32(np.sqrt(2 / fan_in))
+
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    sections = {"system": "ssm", "model": SMALL, "objective": {}}
+    io.save_variables(path, jax.tree.map(value, shapes), {"sm_jax.config": json.dumps(sections)}, dtype="f16")
+    return path
+
+
+@pytest.fixture(scope="module", params=["product_aligned", "product_gap"])
+def real(exported, request):
+    return sm_jax.load("ssm", weights=exported, model={"fusion": request.param}, batch=1)
+
+
+def _noise(size, seed):
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3)).astype(np.uint8)
+
+
+def test_few_programs_serve_images_of_every_size_and_any_few_requests(real, exported, tmp_path):
+    assert str(exported) in real.notes[0] and type(real) is sm_jax.RequestDetector
+    images = [_noise(size, 1) for size in ((40, 60), (300, 200), (130, 97), (16, 17))]
+    bank = real.encode([_noise((30, 50), 2), _noise((90, 20), 3), _noise((8, 9), 4)], labels=["a", "b", "a"])
+    compiled = None
+    for tiles in (False, True):
+        for image, found in zip(images, real.detect(images, bank, tiles=tiles, threshold=0.0), strict=True):
+            assert found.image_size == image.shape[:2] and list(found.coverage) == ["a", "b"]
+            assert np.all(found.boxes >= 0) and np.all(found.boxes[:, 2:] <= image.shape[1::-1])
+            assert all(np.all((each >= 0) & (each <= 1)) for each in found.coverage.values())
+            assert found.draw(image, queries=bank).size
+        compiled = compiled or dict(real.compiles)
+    assert dict(real.compiles) == compiled  # windows of other images make no new program
+    bank.save(tmp_path / "bank.safetensors")
+    ours, theirs = (
+        real.detect(images, each, threshold=0.0)
+        for each in (bank, RequestBank.load(tmp_path / "bank.safetensors"))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.coverage["a"], b.coverage["a"])
+
+
+def test_a_request_does_not_depend_on_its_company(real):
+    image, mine, other = _noise((64, 96), 5), _noise((30, 50), 6), _noise((50, 30), 7)
+    (alone,) = real.detect(image, {"a": mine}, threshold=0.0)
+    company = real.detect([_noise((64, 96), 8), image], {"b": other, "a": mine}, threshold=0.0)[1]
+    np.testing.assert_allclose(company.coverage["a"], alone.coverage["a"], atol=1e-5)
+    assert np.ptp(alone.coverage["a"]) > 1e-4  # it says something
+
+
+def test_load_refuses_what_does_not_fit(exported):
+    for options, error, line in [
+        ({"transform": "x"}, ConfigError, "transform: ssm has no transformation network"),
+        ({"model": {"fusoin": "product_gap"}}, ConfigError, "did you mean 'fusion'"),
+        ({"model": {"fusion": "concat_gap"}}, WeightsError, "of another shape"),
+        ({"weights": ""}, WeightsError, "give a name"),
+        ({"weights": "nothing-here"}, WeightsError, "no weights called 'nothing-here'"),
+        ({"weights": "crossmodal-shapes"}, WeightsError, "is for the system crossmodal, not for ssm"),
+    ]:
+        with pytest.raises(error, match=line):
+            sm_jax.load("ssm", **{"weights": exported} | options)

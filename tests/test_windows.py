@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sm_jax import windows
+from sm_jax.data import transforms
 
 WINDOW = (128, 128)
 
@@ -89,3 +90,11 @@ def test_a_whole_object_wins_over_its_parts_of_other_windows():
     assert windows.merge(boxes, scores, cut, iou=0.5).tolist() == [4, 3, 0]
     assert windows.merge(boxes, scores, np.zeros(5, bool), iou=0.5).tolist() == [4, 1, 3, 0]
     assert windows.merge(boxes[:0], scores[:0], cut[:0], iou=0.5).tolist() == []
+
+
+@pytest.mark.parametrize("size", [(30, 50), (321, 200), (7, 9), (400, 31)])
+def test_images_are_fitted_as_the_requests_of_the_matcher_are(size):
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    layout = windows.fitted(size, WINDOW)
+    canvas, _, _ = transforms.letterbox_centred(image, WINDOW, fill=windows.FILLING)
+    np.testing.assert_array_equal(layout.picture(layout.resized(image), layout.corners[0]), canvas)
