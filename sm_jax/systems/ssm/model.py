@@ -331,8 +331,15 @@ def head_many(
         own = requests.reshape(-1, channels) @ kernel[channels:]
         out = (cells @ kernel[:channels])[None] + own.reshape(count, -1, OUTPUTS)
     elif config.aligned:
-        fused = requests.reshape(count, -1, channels) * cells[None]
-        out = (fused.reshape(-1, channels) @ kernel).reshape(count, -1, OUTPUTS)
+        rows = requests.reshape(count, -1, channels)
+        # On CPU one at a time, so that the product of maps stays in the cache.
+        out = jax.lax.platform_dependent(
+            rows,
+            cpu=lambda rows: jax.lax.map(lambda request: (request * cells) @ kernel, rows),
+            default=lambda rows: ((rows * cells[None]).reshape(-1, channels) @ kernel).reshape(
+                count, -1, OUTPUTS
+            ),
+        )
     else:
         kernels = requests[:, :, None] * kernel[None]
         out = cells @ kernels.transpose(1, 0, 2).reshape(channels, -1)
