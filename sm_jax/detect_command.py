@@ -51,7 +51,7 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
     """(document, exit status)."""
     model = _model(arguments)
     images = files(arguments.image, what="--image")
-    bank, queries = None, []
+    bank, queries, notes = None, [], []
     if arguments.bank is not None:
         bank = RequestBank.load(arguments.bank)
     else:
@@ -61,7 +61,8 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
     weights = api.SYSTEMS[model] if arguments.weights is None else arguments.weights
     options = {"transform": arguments.transform or ""} if model == "os2d" else {}
     detector = api.load(model, weights=weights, **options)
-    bank, notes = (bank, []) if bank is not None else _encoded(detector, queries, labels, arguments)
+    if bank is None:
+        bank, notes = _encoded(detector, queries, labels, arguments)
     if arguments.save_bank is not None:
         bank.save(arguments.save_bank)
         print(f"queries kept in {arguments.save_bank}", file=sys.stderr)
@@ -202,7 +203,7 @@ def _given(arguments, *names) -> dict[str, Any]:
 
 def _search_pictures(detector, bank, images, threshold, arguments, progress) -> Iterator[tuple]:
     """(path, what was found or a DataError) of each image."""
-    names = ("scales", "iou", "across_labels", "postprocess", "tiles")  # each None where the system has none
+    names = ("scales", "iou", "across_labels", "postprocess", "tiles")  # only those of the system are given
     options = _given(arguments, *names) | {"max_detections": arguments.max}
     for path in images:
         progress.begin(path)
