@@ -134,6 +134,8 @@ def _published() -> ConfigDict:
                 "lr": 2e-4,
                 "momentum": 0.9,
                 "weight_decay": 1e-8,
+                "bias_lr": 2.0,
+                "bias_decay": False,
                 "clip_norm": 0.0,
                 "schedule": "multistep",
                 "milestones": (12_000, 24_000, 36_000),

@@ -13,7 +13,10 @@ Progress = Callable[[Iterable, str], Iterable]
 
 
 class Evaluator(Protocol):
-    """Measures a model on one split."""
+    """Measures a model on one split.
+
+    One with many metrics may have `headline`, the last parts of the names of those that training prints.
+    """
 
     def run(self, variables: Any) -> Iterable[tuple[str, float]]:
         """Yield (metric name, value) for the variables of the model."""

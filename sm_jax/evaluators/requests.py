@@ -140,6 +140,9 @@ class RequestEvaluator:
       notes: lines on classes that were left out.
     """
 
+    headline = ("average_mAP", "top_mAP")
+    """What training prints of the metrics."""
+
     def __init__(
         self,
         matcher: request_matchers.Matcher,
