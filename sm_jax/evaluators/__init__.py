@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
+from sm_jax.systems import NAMES
 
-SYSTEMS = ("os2d", "crossmodal")
 Progress = Callable[[Iterable, str], Iterable]
 
 
@@ -51,6 +51,6 @@ def metric_names(config: Any) -> list[str]:
 
 
 def _of(config: Any) -> Any:
-    if config.system not in SYSTEMS:
+    if config.system not in NAMES:
         raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
     return importlib.import_module(f"sm_jax.evaluators.{config.system}")

@@ -151,6 +151,8 @@ class Trunk:
             with _alone(self.path.with_suffix(".lock"), say):
                 if not self._finished():
                     self._compute(say)
+        except BrokenPipeError:  # nobody reads the lines any more
+            raise
         except OSError as error:
             raise ConfigError(
                 f"data.cache_trunk: {self.path.parent} cannot be written ({error.strerror or error}); name a "
