@@ -210,7 +210,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _may_have_exif(image: Image.Image) -> bool:
-    """Whether to ask for it: Pillow decodes a whole PNG to look behind its pixels, where hardly any has it."""
+    """Whether to ask for it: Pillow decodes a PNG to look behind its pixels, where hardly any has it."""
     if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
         return True
     position, behind = image.fp.tell(), False
