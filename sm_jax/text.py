@@ -15,6 +15,7 @@ from sm_jax.errors import ConfigError, TextError
 
 PAD, ENC, UNK = 0, 1, 2
 RESERVED = 3  # tokens before the first word
+LENGTH = 16  # tokens of a phrase, unless a model has another number
 _SHOWN = 60  # characters of a phrase that an error message repeats
 
 # Scripts written without spaces: every character counts as a word.
@@ -45,7 +46,7 @@ class Tokenizer:
       ConfigError: an entry of the vocabulary that is not one word, or a length without room for a word.
     """
 
-    def __init__(self, vocabulary: Iterable[str], length: int = 16):
+    def __init__(self, vocabulary: Iterable[str], length: int = LENGTH):
         self.vocabulary = tuple(sorted(set(vocabulary)))
         self.length = int(length)
         for word in self.vocabulary:
@@ -56,7 +57,7 @@ class Tokenizer:
         self._numbers = {word: RESERVED + i for i, word in enumerate(self.vocabulary)}
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], *, length: int = 16) -> "Tokenizer":
+    def from_texts(cls, texts: Iterable[str], *, length: int = LENGTH) -> "Tokenizer":
         """A tokenizer that knows every word of `texts`."""
         return cls({word for text in texts for word in words(text)}, length)
 

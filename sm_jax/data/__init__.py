@@ -118,7 +118,7 @@ def make_encoder(config: Any, train: PhraseSource | None = None) -> Any:
       ConfigError, DataError.
     """
     from sm_jax.data.phrases import SentenceVectors
-    from sm_jax.text import Tokenizer
+    from sm_jax.text import LENGTH, Tokenizer
 
     model = config.model
     if model.get("text_encoder", "transformer") == "features":
@@ -129,7 +129,7 @@ def make_encoder(config: Any, train: PhraseSource | None = None) -> Any:
     words = tuple(model.get("vocabulary", ()))
     if not words:
         words = (make_phrase_source(config.data, "train") if train is None else train).vocabulary
-    return Tokenizer(words, model.get("text_length", 16))
+    return Tokenizer(words, model.get("text_length", LENGTH))
 
 
 def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:

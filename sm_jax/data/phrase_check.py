@@ -20,7 +20,7 @@ from sm_jax.data.sources import phrase_json
 from sm_jax.data.sources.base import usable_boxes
 from sm_jax.data.sources.phrase_json import PhraseRecord
 
-TEXT_LENGTH, IMAGE_SIZE = 16, (512, 512)  # tokens that the default model reads, ENC included; its pictures
+IMAGE_SIZE = (512, 512)  # of the default model's pictures
 SHARES = (0.1, 0.5, 0.9)
 
 
@@ -99,7 +99,7 @@ def check(path: str | Path) -> PhraseReport:
     findings += _unseen_words(records, set(words))
     every = [phrase for members in records.values() for record in members for phrase in record.phrases]
     longest = max(1 + len(text.words(phrase)) for phrase in every)
-    if longest > TEXT_LENGTH:
+    if longest > text.LENGTH:
         detail = f"the longest phrase needs {longest} tokens: set model.text_length={longest}"
         findings.append(Finding("long phrase", str(path), detail, problem=False))
     if train and all(record.matches.any(axis=1).all() for record in train):
