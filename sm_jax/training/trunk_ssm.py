@@ -1,7 +1,7 @@
 """The frozen stages of SSM's two branches, and the files of their features; see `trunk`.
 
-There are two lists of pictures, the fixed windows and the fixed request crops of `data.fixed_crops`, and a file
-for each.
+There are two lists of pictures, the fixed windows and the fixed request crops of `data.fixed_crops`, and a
+file for each.
 """
 
 import dataclasses
