@@ -2,11 +2,11 @@
 
     python -m benchmarks.ssm_position --weights runs/NAME [--objects 60] [--shift 160]
 
-Objects are class pictures of the generated shelves' test split, whose classes no training saw, on the grey that
-is 0 to the network; the request is the same picture, a little smaller. An object lies once `--shift` pixels (of
-512; less on smaller images in proportion) left of where it lies the other time. With `product_aligned` a cell of
-the image meets the request's cell of the same place, so the answer depends on it; with the gap fusions it should
-not (specification, sec. 10).
+Objects are class pictures of the generated shelves' test split, whose classes no training saw, on the grey
+that is 0 to the network; the request is the same picture, a little smaller. An object lies once `--shift`
+pixels (of 512; less on smaller images in proportion) left of where it lies the other time. With
+`product_aligned` a cell of the image meets the request's cell of the same place, so the answer depends on it;
+with the gap fusions it should not (specification, sec. 10).
 """
 
 import argparse
