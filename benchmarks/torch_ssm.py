@@ -1,7 +1,7 @@
 """The peer to measure against: the single-shot semantic matcher as PyTorch modules, written by us.
 
 `SSM` is the network in the style of the publication: NCHW, PyTorch's own response normalisation, one
-convolution after another, the head not collapsed. `tuned` makes of it what a PyTorch engineer would run today:
+convolution after another, the head not collapsed. `tuned` makes of it what a PyTorch engineer would run:
 channels last, the three 1x1 convolutions that read the same map of an inception as one, a response
 normalisation without powers, and `match_collapsed` for the head. Names of the trunks are Caffe's.
 
@@ -10,7 +10,6 @@ Source: Single-Shot Semantic Matcher 2018, released deploy file (see `sm_jax.sys
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ INCEPTIONS = {
 }
 POOL_BEFORE = {"4a": "pool3", "5a": "pool4"}
 SHARED = ("1x1", "3x3_reduce", "5x5_reduce")  # of an inception: read the same map
+FEW = 4  # so many aligned requests are faster one by one (CPU)
 
 
 # --- trunk
@@ -166,6 +166,9 @@ def match_collapsed(weight, bias, features, requests):
         kernels = weight[None] * requests[:, None, :, 0, 0]
         out = kernels.reshape(-1, channels) @ features[0].permute(1, 2, 0).reshape(-1, channels).T
         return out.reshape(count, 5, height, width) + bias[:, None, None]
+    if count <= FEW:
+        layer = weight[..., None, None].contiguous(memory_format=torch.channels_last)
+        return torch.cat([F.conv2d(features * one, layer, bias) for one in requests.split(1)])
     cells = features[0].permute(1, 2, 0).reshape(-1, channels)
     kernels = (cells[:, None] * weight).transpose(1, 2)  # (cells, 1024, 5)
     rows = requests.permute(2, 3, 0, 1).reshape(-1, count, channels)
@@ -216,25 +219,26 @@ class MergedInception(nn.Module):
         return torch.cat([one, self.three(three), self.five(five), self.pool(pooled)], 1)
 
 
-class FastNorm(nn.Module):
-    """The response normalisation on channels-last maps: shifted sums, and s^-0.75 by square roots."""
+class BandNorm(nn.Module):
+    """The response normalisation on channels-last maps: the sum over neighbours as a 1x1 convolution with a
+    banded matrix, and s^-0.75 by square roots."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        near = (torch.arange(channels)[:, None] - torch.arange(channels)).abs() <= 2
+        self.register_buffer("band", near[:, :, None, None] * (1e-4 / 5))
+        self.register_buffer("one", torch.ones(channels))
 
     def forward(self, x):
-        last = x.permute(0, 2, 3, 1)
-        squares = F.pad(last.square(), (2, 2))
-        channels = last.shape[-1]
-        total = squares[..., :channels] + squares[..., 4:]
-        for i in (1, 2, 3):
-            total = total + squares[..., i : i + channels]
-        root = (1 + (1e-4 / 5) * total).rsqrt()
-        return (last * root * root.sqrt()).permute(0, 3, 1, 2)
+        root = F.conv2d(x.square(), self.band, self.one).rsqrt()
+        return x * root * root.sqrt()
 
 
 def tuned(net: SSM) -> SSM:
     """A copy that computes the same faster; `match_collapsed` belongs to it."""
     net = copy.deepcopy(net)
     for trunk in (net.image, net.request):
-        trunk.norm1, trunk.norm2 = FastNorm(), FastNorm()
+        trunk.norm1, trunk.norm2 = BandNorm(64), BandNorm(192)
         for name in INCEPTIONS:
             setattr(trunk, f"inception_{name}", MergedInception(getattr(trunk, f"inception_{name}")))
     return net.to(memory_format=torch.channels_last)
