@@ -22,7 +22,18 @@ def row(values: dict[str, Any], *, clock: str) -> None:
     parts = [values["what"]]
     if "size" in values:
         parts.append("{1} x {0}".format(*values["size"]))
-    for name in ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width"):
+    for name in (
+        "levels",
+        "locations",
+        "images",
+        "classes",
+        "chunk",
+        "candidates",
+        "phrases",
+        "width",
+        "requests",
+        "fusion",
+    ):
         if name in values:
             parts.append(f"{name} {values[name]}")
     print(", ".join(parts))

@@ -10,11 +10,15 @@ Source: Single-Shot Semantic Matcher 2018, released deploy file (see `sm_jax.sys
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from sm_jax.weights import googlenet
+from sm_jax.weights.io import flatten
 
 STRIDE = 16
 CHANNELS = 1024
@@ -246,6 +250,33 @@ def tuned(net: SSM) -> SSM:
 
 # --- weights
 # ----------------------------------------------------------------------------------------------------
+
+
+def load(variables: Mapping[str, Any], *, gap: bool = False) -> SSM:
+    """Our variables, in NumPy, as the PyTorch network.
+
+    Raises:
+      ValueError: a tensor is missing, left over or of another shape.
+    """
+    tensors = {}
+    for ours, theirs in (("image_branch", "image"), ("request_branch", "request")):
+        for name, entry in googlenet.entries(part=ours).items():
+            tensors[f"{theirs}.{name.replace('/', '.')}"] = entry.path
+    for ours, theirs in (("conv1", "hidden1"), ("conv2", "hidden2"), ("coverage",) * 2, ("boxes",) * 2):
+        tensors[f"head.{theirs}.weight"] = f"params/head/{ours}/kernel"
+        tensors[f"head.{theirs}.bias"] = f"params/head/{ours}/bias"
+    flat = flatten(variables)
+    missing, left = sorted(set(tensors.values()) - set(flat)), sorted(set(flat) - set(tensors.values()))
+    if missing or left:
+        raise ValueError(f"not the weights of this matcher; missing {missing[:3]}, left over {left[:3]}")
+    net = SSM(gap=gap)
+    net.load_state_dict({name: _oihw(flat[path]) for name, path in tensors.items()})
+    return net
+
+
+def _oihw(array: Any) -> torch.Tensor:
+    array = np.asarray(array, np.float32)
+    return torch.from_numpy(np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array, order="C"))
 
 
 def load_trunk(net: GoogLeNet, tensors: Mapping[str, np.ndarray]) -> GoogLeNet:
