@@ -31,6 +31,15 @@ def normalize(image: np.ndarray) -> np.ndarray:
     return out
 
 
+def bgr_minus_mean(image: np.ndarray, mean: float | tuple[float, float, float] = 127.0) -> np.ndarray:
+    """uint8 `(..., 3)` RGB -> float32 `(..., 3)` in BGR order, minus `mean` (one value, or of B, G, R).
+
+    Not scaled. What Caffe's GoogLeNet takes: 127 in the single-shot semantic matcher (a border of that grey
+    is 0), 104 117 123 in the classifying network. Source: SSM specification, sec. 1.
+    """
+    return image[..., ::-1].astype(np.float32) - np.asarray(mean, np.float32)
+
+
 def denormalize(image: np.ndarray) -> np.ndarray:
     """Inverse of `normalize`, rounded and clipped to uint8; for pictures of a batch."""
     values = image * np.asarray(STD, np.float32) + np.asarray(MEAN, np.float32)
