@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     result = argparse.ArgumentParser(
         prog="python -m benchmarks.ssm",
-        description="The semantic matcher in jax against the same in PyTorch.",
+        description="The semantic matcher in jax against PyTorch.",
     )
     add = result.add_argument
     add_common(add, SECTIONS)

@@ -1,4 +1,4 @@
-"""One semantic matcher, pictures and cached requests for ours and for PyTorch, and the calls that are compared.
+"""One semantic matcher, pictures and cached requests for ours and for PyTorch, and the calls to compare.
 
 Three implementations: "ours"; "eager", the PyTorch modules as they are (NCHW, the head not collapsed);
 "tuned", channels last with merged convolutions and the collapsed head.
@@ -6,7 +6,6 @@ Three implementations: "ours"; "eager", the PyTorch modules as they are (NCHW, t
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -61,9 +60,11 @@ def make_variables(config: model.ModelConfig, backbone: str) -> Any:
     """Variables in NumPy: the named branches ("": random), a random head whose offsets are some pixels."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
-    drawn = jax.tree.map_with_path(
-        lambda path, leaf: material.random_leaf(rng, path[-1].key, leaf.shape), shapes
-    )
+
+    def draw(path, leaf):
+        return material.random_leaf(rng, path[-1].key, leaf.shape)
+
+    drawn = jax.tree.map_with_path(draw, shapes)
     return weights.initialize(drawn, {"backbone": backbone, "model": ""})[0]
 
 
@@ -199,10 +200,9 @@ def difference(calls: dict[str, Call], name: str) -> dict[str, dict[str, float]]
     ours, found = results.pop("ours"), {}
     for other, theirs in results.items():
         parts = {"logit": slice(0, 1), "offset": slice(1, 5)} if ours.shape[1] == 5 else {name: slice(None)}
-        found[other] = {
-            part: float(
-                np.abs(ours[:, at] - theirs[:, at]).max() / max(np.abs(theirs[:, at]).max(), math.ulp(1))
-            )
-            for part, at in parts.items()
-        }
+        found[other] = {part: _relative(ours[:, at], theirs[:, at]) for part, at in parts.items()}
     return found
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), np.finfo(np.float32).tiny))
