@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
-from sm_jax.systems.ssm import model
 
 from benchmarks import material
 from benchmarks import torch_ssm as peer
@@ -19,6 +18,7 @@ from benchmarks.measure import Call, Program, compiled
 from benchmarks.peers import TORCH_TYPES, OnDevice, jax_call
 from sm_jax import weights
 from sm_jax.data.transforms import bgr_minus_mean
+from sm_jax.systems.ssm import model
 
 EAGER_CHUNK = 8  # requests at a time where the head is not collapsed
 
