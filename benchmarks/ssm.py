@@ -100,6 +100,38 @@ class Run:
             facts = {"requests": count, "fusion": self.peers.config.fusion, "agreement": agreement}
             yield self.time("search", compared, images=1, **facts)
 
+    def postprocess(self) -> Iterator[Row]:
+        """Of one request's maps, on the host."""
+        from benchmarks import ssm_voting
+
+        options = {"rounds": self.options.rounds, "clock": measure.clock("cpu")}
+        for what, (calls, facts) in ssm_voting.calls(self.options.size).items():
+            yield measure.compare(what, calls, **options, **facts)
+
+    def training(self) -> Iterator[Row]:
+        """A step that trains both branches and the head."""
+        from benchmarks import ssm_training
+
+        options = self.options
+        calls, program, first = ssm_training.make(
+            self.subjects.make(
+                side=options.train_size,
+                images=options.train_images,
+                fusion=self.peers.config.fusion,
+                backbone=options.backbone,
+                device=options.device,
+                dtype=options.dtype,
+            )
+        )
+        agreement = {
+            name: {"ours": first["ours"][name], "eager": first["eager"][name]} for name in first["ours"]
+        }
+        facts = {"size": (options.train_size,) * 2, "images": options.train_images, "agreement": agreement}
+        row = self.time("training step, all", (calls, program), **facts)
+        if options.device == "cpu":
+            row["extra_mb"] = measure.extra_megabytes(calls)
+        yield row
+
 
 def run(options: argparse.Namespace) -> dict:
     """Measure, print as results come, and return everything."""
