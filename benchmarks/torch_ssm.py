@@ -277,14 +277,3 @@ def load(variables: Mapping[str, Any], *, gap: bool = False) -> SSM:
 def _oihw(array: Any) -> torch.Tensor:
     array = np.asarray(array, np.float32)
     return torch.from_numpy(np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array, order="C"))
-
-
-def load_trunk(net: GoogLeNet, tensors: Mapping[str, np.ndarray]) -> GoogLeNet:
-    """Caffe's weights ("inception_3a/1x1/weight", OIHW) into a trunk; a classifier's are left out."""
-    named = {
-        name.replace("/", "."): torch.from_numpy(np.array(array, np.float32))
-        for name, array in tensors.items()
-        if not name.startswith("loss3")
-    }
-    net.load_state_dict(named)
-    return net
