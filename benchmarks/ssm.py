@@ -4,11 +4,11 @@
     python -m benchmarks.ssm --sections search --requests 1,10 --fusions product_gap --json result.json
     python -m benchmarks.ssm --device cuda --dtype bfloat16 --batch 64 --train-images 32 --rounds 15
 
-It times the features of images, the encoding of requests, the search of one image for cached requests, the
-post-processing, and training steps. "eager" is the network in the style of the publication, whose head runs
-two 1024-wide convolutions per request; "tuned" the same with channels last, merged convolutions and the
-collapsed head, as ours. PyTorch must be installed (`pip install sm_jax[convert]`). What came out:
-docs/performance.md.
+It times the features of images, the encoding of requests, the search of one image for cached requests and of
+a batch for one, the post-processing, and training steps. "eager" is the network in the style of the
+publication, whose head runs two 1024-wide convolutions per request; "tuned" the same with channels last,
+merged convolutions and the collapsed head, as ours. PyTorch must be installed
+(`pip install sm_jax[convert]`). What came out: docs/performance.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.commandline import add_common, chosen, collect, finish, numbers,
 from benchmarks.measure import Row
 from sm_jax.errors import ConfigError, run_main
 
-SECTIONS = ("features", "encoding", "search", "postprocess", "training")
+SECTIONS = ("features", "encoding", "search", "batched", "postprocess", "training")
 FUSIONS = ("product_aligned", "product_gap")
 PAPER = "paper: more than 30 fps with one request, GTX 1080 Ti and Core i7"
 
@@ -99,6 +99,13 @@ class Run:
                 agreement["note"] = PAPER
             facts = {"requests": count, "fusion": self.peers.config.fusion, "agreement": agreement}
             yield self.time("search", compared, images=1, **facts)
+
+    def batched(self) -> Iterator[Row]:
+        """A batch of images, features included, with one cached request."""
+        compared = self.subjects.batched(self.peers, self.options.batch)
+        agreement = self.subjects.difference(compared.calls, "output")
+        facts = {"requests": 1, "fusion": self.peers.config.fusion, "agreement": agreement}
+        yield self.time("search, images in a batch", compared, images=self.options.batch, **facts)
 
     def postprocess(self) -> Iterator[Row]:
         """Of one request's maps, on the host."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from benchmarks import material
 from benchmarks import torch_ssm as peer
@@ -176,6 +177,41 @@ def search(peers: Peers, requests: jax.Array, *, repeats: int = 1, eager: bool =
         extract.compile_seconds + match.compile_seconds,
         None if match.temp_bytes is None else max(extract.temp_bytes, match.temp_bytes),
     )
+    return Compared(calls, program)
+
+
+def batched(peers: Peers, images: int) -> Compared:
+    """Logits and offsets of some pictures, all with the same one cached request; features included."""
+    config, request = peers.config, bank(peers, 1)
+    pictures = jax.device_put(peers.images[:images])
+    linear = jax.jit(functools.partial(model.collapse, config))(peers.variables)
+
+    def find(variables, linear, pictures, request):
+        maps = model.extract(config, variables, {"image": pictures})
+        found = jax.vmap(lambda one: model.head_many(config, linear, one, request))(maps)
+        return jax.tree.map(lambda x: x[:, 0], found)
+
+    arguments = (peers.variables, linear, pictures, request)
+    program = compiled(find, *arguments)
+    theirs = _layouts(peers, peers.images[:images])
+    cached = peers.to_torch(request)
+    cached = cached if config.aligned else cached[..., None, None]
+    layout = {"memory_format": torch.channels_last}
+    with torch.no_grad():
+        weight, bias = peers.eager.head.collapse()
+        weight, near = weight[..., None, None].contiguous(**layout), cached.contiguous(**layout)
+
+    def eager():
+        return peers.eager.head(peers.eager.image(theirs["eager"]) * cached)
+
+    def tuned():
+        return F.conv2d(peers.tuned.image(theirs["tuned"]) * near, weight, bias)
+
+    calls = {
+        "ours": jax_call(lambda: program.call(*arguments)),
+        "eager": peers.torch_call(eager),
+        "tuned": peers.torch_call(tuned),
+    }
     return Compared(calls, program)
 
 
