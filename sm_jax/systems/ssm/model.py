@@ -6,7 +6,6 @@ Source: Single-Shot Semantic Matcher (2018) and its released network (specificat
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -332,7 +331,15 @@ def head_many(
         own = requests.reshape(-1, channels) @ kernel[channels:]
         out = (cells @ kernel[:channels])[None] + own.reshape(count, -1, OUTPUTS)
     elif config.aligned:
-        out = _aligned(cells, kernel, requests.reshape(count, -1, channels))
+        rows = requests.reshape(count, -1, channels)
+        # On CPU one at a time, so that the product of maps stays in the cache.
+        out = jax.lax.platform_dependent(
+            rows,
+            cpu=lambda rows: jax.lax.map(lambda request: (request * cells) @ kernel, rows),
+            default=lambda rows: ((rows * cells[None]).reshape(-1, channels) @ kernel).reshape(
+                count, -1, OUTPUTS
+            ),
+        )
     else:
         kernels = requests[:, :, None] * kernel[None]
         out = cells @ kernels.transpose(1, 0, 2).reshape(channels, -1)
@@ -340,20 +347,3 @@ def head_many(
     out = out + linear["bias"][None, None]
     out = out.reshape(count, height, width, OUTPUTS)
     return {"logits": out[..., 0], "offsets": out[..., 1:]}
-
-
-def _aligned(cells: Array, kernel: Array, requests: Array) -> Array:
-    """The kernel "c 5" of the products of cells "p c" with those of each request, "n p c": "n p 5".
-
-    On a CPU one request after the other: the products of one stay in the cache, those of all go to memory
-    and back, which takes twice the time.
-    """
-
-    def one(request):
-        return (request * cells) @ kernel
-
-    def at_once(requests):
-        fused = (requests * cells[None]).reshape(-1, cells.shape[-1])
-        return (fused @ kernel).reshape(*requests.shape[:2], -1)
-
-    return jax.lax.platform_dependent(requests, cpu=functools.partial(jax.lax.map, one), default=at_once)

@@ -15,7 +15,7 @@ from sm_jax.systems.ssm.model import STRIDE
 THRESHOLD, VOTING_IOU, MERGING_IOU, NMS_IOU = 0.5, 0.4, 0.5, 0.5
 MIN_HEIGHT, MAX_BOXES = 22, 50
 """DetectNet keeps boxes of so many pixels at least, and so many of them."""
-KINDS = ("default", "released", "grouprect")
+METHODS = ("default", "released", "grouprect")
 
 
 def decode(offsets: np.ndarray) -> np.ndarray:
@@ -160,15 +160,15 @@ def _components(linked: np.ndarray) -> np.ndarray:
     return number
 
 
-def detections(
+def detect(
     coverage: np.ndarray,
     boxes: np.ndarray,
     *,
     size: tuple[int, int] | None = None,
     threshold: float = THRESHOLD,
-    postprocess: str = "default",
+    method: str = "default",
     iterations: int = 1,
-    nms_iou: float = NMS_IOU,
+    iou: float = NMS_IOU,
     group_threshold: int = 3,
     eps: float = 0.02,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -184,25 +184,25 @@ def detections(
       boxes: (h, w, 4) pixels.
       size: (height, width) that boxes are clipped to; None: that of all cells.
       threshold: coverage must be above it ("grouprect": at least it).
-      postprocess: one of `KINDS`.
+      method: one of `METHODS`.
       iterations: passes of the voting.
-      nms_iou: "default": of two boxes that overlap by more the one of lower score is dropped.
+      iou: "default": of two boxes that overlap by more the one of lower score is dropped.
       group_threshold, eps: of `group_rectangles`.
 
     Returns:
       float32 boxes (n, 4) and scores (n,), descending; n may be 0.
 
     Raises:
-      ConfigError: an unknown `postprocess`.
+      ConfigError: an unknown `method`.
     """
-    if postprocess not in KINDS:
-        raise ConfigError(f"postprocess={postprocess!r} is not known{nearest(postprocess, KINDS)}")
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r} is not known{nearest(method, METHODS)}")
     size = size or (coverage.shape[0] * STRIDE, coverage.shape[1] * STRIDE)
-    if postprocess == "grouprect":
+    if method == "grouprect":
         found, scores = _grouped(boxes[coverage >= threshold], group_threshold, eps)
     else:
         found, scores, _ = vote(boxes, coverage, threshold=threshold, iterations=iterations)
-        if postprocess == "released":
+        if method == "released":
             kept = (found > 0).all(-1)
             rows = merge_released(found[kept], scores[kept])
             found, scores = rows[:, :4], rows[:, 4]
@@ -210,7 +210,7 @@ def detections(
             found = box_ops.clip(found, size)
             real = box_ops.nonempty(found)
             found, scores = found[real], scores[real]
-            kept = nms_chunked(found, scores, iou=nms_iou)
+            kept = nms_chunked(found, scores, iou=iou)
             found, scores = found[kept], scores[kept]
     order = np.argsort(-scores, kind="stable")
     return found[order].astype(np.float32), scores[order].astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 from sm_jax import boxes as box_ops
 from sm_jax.errors import ConfigError
 from sm_jax.systems.ssm import postprocess
-from sm_jax.systems.ssm.postprocess import decode, detections, group_rectangles, merge_released, vote
+from sm_jax.systems.ssm.postprocess import decode, detect, group_rectangles, merge_released, vote
 from tests import goldens
 
 
@@ -109,8 +109,8 @@ def test_golden_merging(path):
     voted = voted[(voted[:, :4] > 0).all(1)]
     got = merge_released(voted[:, :4], voted[:, 4])
     np.testing.assert_allclose(got, stored["union_iter1"].reshape(-1, 6), atol=1e-6)
-    boxes, scores = detections(
-        stored["pred_coverage"][0], decode(stored["pred_offsets"].transpose(1, 2, 0)), postprocess="released"
+    boxes, scores = detect(
+        stored["pred_coverage"][0], decode(stored["pred_offsets"].transpose(1, 2, 0)), method="released"
     )
     order = np.argsort(-got[:, 4])
     np.testing.assert_allclose(boxes, got[order, :4], atol=1e-3)
@@ -155,7 +155,7 @@ def test_grouping_rules():
 
 def test_default_finds_both_objects_once():
     coverage, boxes = noisy()
-    found, scores = detections(coverage, boxes)
+    found, scores = detect(coverage, boxes)
     assert found.dtype == scores.dtype == np.float32
     assert (np.diff(scores) <= 0).all()
     assert (box_ops.iou(found[:2], np.float32([[20, 30, 70, 100], [90, 5, 150, 120]])).max(0) > 0.8).all()
@@ -169,14 +169,12 @@ def test_clipping_keeps_what_the_released_rule_loses():
     coverage[:4, :4] = 0.9
     boxes[:4, :4] = [-3, -2, 60, 62]
     boxes = boxes + np.random.default_rng(0).normal(0, 0.1, boxes.shape)
-    found, scores = detections(coverage, boxes, size=(100, 50))
+    found, scores = detect(coverage, boxes, size=(100, 50))
     np.testing.assert_allclose(found, [[0, 0, 50, 62]], atol=0.2)
     np.testing.assert_allclose(scores, [0.9], atol=1e-6)
-    assert len(detections(coverage, boxes, postprocess="released")[0]) == 0
+    assert len(detect(coverage, boxes, method="released")[0]) == 0
     boxes += 10
-    np.testing.assert_allclose(
-        detections(coverage, boxes, postprocess="released")[0], [[7, 8, 70, 72]], atol=0.5
-    )
+    np.testing.assert_allclose(detect(coverage, boxes, method="released")[0], [[7, 8, 70, 72]], atol=0.5)
 
 
 def test_detectnet_rule():
@@ -184,22 +182,22 @@ def test_detectnet_rule():
     coverage[0, :5], boxes[0, :5] = 0.6, [10.9, 10, 60, 60.5]
     coverage[1, :6], boxes[1, :6] = 0.9, [70, 10, 120, 31]  # 21 pixels high
     coverage[2, :3], boxes[2, :3] = 0.9, [10, 70, 60, 120]  # no more than 3
-    found, scores = detections(coverage, boxes, postprocess="grouprect", threshold=0.6)
+    found, scores = detect(coverage, boxes, method="grouprect", threshold=0.6)
     np.testing.assert_allclose(found, [[10, 10, 60, 60]])
     np.testing.assert_allclose(scores, [np.log(5)], rtol=1e-6)
     many = np.float32([[10 + 60 * i, 10, 50 + 60 * i, 50] for i in range(60)])
     coverage, boxes = np.ones((60, 4)), np.repeat(many[:, None], 4, axis=1)
-    assert len(detections(coverage, boxes, postprocess="grouprect")[0]) == postprocess.MAX_BOXES
+    assert len(detect(coverage, boxes, method="grouprect")[0]) == postprocess.MAX_BOXES
 
 
-@pytest.mark.parametrize("kind", postprocess.KINDS)
+@pytest.mark.parametrize("kind", postprocess.METHODS)
 def test_no_detections_are_empty_arrays(kind):
-    boxes, scores = detections(np.zeros((4, 5)), np.zeros((4, 5, 4)), postprocess=kind)
+    boxes, scores = detect(np.zeros((4, 5)), np.zeros((4, 5, 4)), method=kind)
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
 def test_boxes_without_area_and_unknown_rules():
     coverage, boxes = np.ones((4, 5)), np.zeros((4, 5, 4))
-    assert len(detections(coverage, boxes)[0]) == 0
-    with pytest.raises(ConfigError, match="postprocess='relased' is not known; did you mean 'released'"):
-        detections(coverage, boxes, postprocess="relased")
+    assert len(detect(coverage, boxes)[0]) == 0
+    with pytest.raises(ConfigError, match="method='relased' is not known; did you mean 'released'"):
+        detect(coverage, boxes, method="relased")
