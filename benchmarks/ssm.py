@@ -86,7 +86,8 @@ class Run:
         for count in (1, self.options.batch):
             compared = self.subjects.encode(self.peers, count)
             agreement = self.subjects.difference(compared.calls, "feature")
-            yield self.time("encoding of requests", compared, requests=count, agreement=agreement)
+            facts = {"size": (self.options.size // 4,) * 2, "requests": count, "agreement": agreement}
+            yield self.time("encoding of requests", compared, **facts)
 
     def search(self) -> Iterator[Row]:
         """One image, its features included, against cached requests."""
@@ -165,7 +166,7 @@ def _rows(options: argparse.Namespace, sections: list[str], fusions: list[str]) 
     for number, fusion in enumerate(fusions):
         state = Run(options, fusion)
         for name in sections:
-            if not number or name == "search":  # the others are the same for every fusion
+            if not number or name in ("search", "batched"):  # the others are the same for every fusion
                 yield from getattr(state, name)()
 
 
