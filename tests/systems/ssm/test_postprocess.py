@@ -150,6 +150,13 @@ def test_grouping_rules():
     inside, beside = np.array([[30, 30, 40, 40]] * 2), np.array([[200, 30, 40, 40]] * 2)
     got, weights = group_rectangles(np.concatenate([[base] * 4, inside, beside]), group_threshold=1)
     assert weights.tolist() == [4, 2] and got[1].tolist() == [200, 30, 40, 40]
+    # Not much stronger, it must be small; and it may stand out by a margin of eps.
+    for outer, inner, kept in ((3, 3, [3, 3]), (4, 3, [4]), (4, 4, [4, 4]), (3, 2, [3])):
+        rectangles = np.concatenate([[base] * outer, [[30, 30, 40, 40]] * inner])
+        assert group_rectangles(rectangles, group_threshold=1)[1].tolist() == kept
+    rectangles = np.concatenate([[base] * 5, [[-5, 30, 40, 40]] * 2])
+    assert group_rectangles(rectangles, group_threshold=1, eps=0.2)[1].tolist() == [5]
+    assert group_rectangles(rectangles, group_threshold=1, eps=0.1)[1].tolist() == [5, 2]
     assert group_rectangles(np.zeros((0, 4), int))[0].shape == (0, 4)
 
 
