@@ -25,7 +25,8 @@ from benchmarks.commandline import add_common, chosen, collect, finish, numbers,
 from benchmarks.measure import Row
 from sm_jax.errors import ConfigError, run_main
 
-SECTIONS = ("features", "encoding", "search", "batched", "postprocess", "training")
+SECTIONS = ("features", "encoding", "search", "predictor", "batched", "postprocess", "training")
+OF_FUSION = ("search", "predictor", "batched")
 FUSIONS = ("product_aligned", "product_gap")
 PAPER = "paper: more than 30 fps with one request, GTX 1080 Ti and Core i7"
 
@@ -101,6 +102,14 @@ class Run:
             facts = {"requests": count, "fusion": self.peers.config.fusion, "agreement": agreement}
             yield self.time("search", compared, images=1, **facts)
 
+    def predictor(self) -> Iterator[Row]:
+        """The library's own call, without the image's features: what giving the requests as NumPy costs."""
+        count = min(32, self.options.kept)
+        calls = self.subjects.predictor(self.peers, self.subjects.bank(self.peers, count))
+        options = {"rounds": self.options.rounds, "clock": measure.clock(self.options.device)}
+        facts = {**self.facts, "requests": count, "fusion": self.peers.config.fusion}
+        yield measure.compare("Predictor.search, features given", calls, **options, **facts)
+
     def batched(self) -> Iterator[Row]:
         """A batch of images, features included, with one cached request."""
         compared = self.subjects.batched(self.peers, self.options.batch)
@@ -166,7 +175,7 @@ def _rows(options: argparse.Namespace, sections: list[str], fusions: list[str]) 
     for number, fusion in enumerate(fusions):
         state = Run(options, fusion)
         for name in sections:
-            if not number or name in ("search", "batched"):  # the others are the same for every fusion
+            if not number or name in OF_FUSION:  # the others are the same for every fusion
                 yield from getattr(state, name)()
 
 

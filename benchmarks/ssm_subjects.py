@@ -19,7 +19,7 @@ from benchmarks.measure import Call, Program, compiled
 from benchmarks.peers import TORCH_TYPES, OnDevice, jax_call
 from sm_jax import weights
 from sm_jax.data.transforms import bgr_minus_mean
-from sm_jax.systems.ssm import model
+from sm_jax.systems.ssm import model, predict
 
 EAGER_CHUNK = 8  # requests at a time where the head is not collapsed
 
@@ -178,6 +178,20 @@ def search(peers: Peers, requests: jax.Array, *, repeats: int = 1, eager: bool =
         None if match.temp_bytes is None else max(extract.temp_bytes, match.temp_bytes),
     )
     return Compared(calls, program)
+
+
+def predictor(peers: Peers, requests: jax.Array) -> dict[str, Call]:
+    """`Predictor.search` of one picture's features, with requests kept on the device and given as NumPy."""
+    made = predict.Predictor(peers.config)
+    maps = np.asarray(
+        jax.jit(functools.partial(model.extract, peers.config))(peers.variables, {"image": peers.images[:1]})
+    )
+    given = np.array(requests)
+    kept = made.keep(given)
+    return {
+        name: Call(functools.partial(made.search, peers.variables, maps, form), lambda result: result)
+        for name, form in (("kept", kept), ("given", given))
+    }
 
 
 def batched(peers: Peers, images: int) -> Compared:

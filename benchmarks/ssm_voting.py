@@ -73,7 +73,7 @@ def calls(side: int) -> dict[str, tuple[dict[str, Call], dict[str, Any]]]:
         "loops": done(lambda: vote_by_loops(boxes, coverage)),
     }
     whole = {
-        kind: done(functools.partial(postprocess.detections, coverage, boxes, postprocess=kind))
+        kind: done(functools.partial(postprocess.detect, coverage, boxes, method=kind))
         for kind in ("default", "released")
     }
     overlaps = box_ops.iou(np.array(OBJECTS) * (side / SIDE), whole["default"]()[0])

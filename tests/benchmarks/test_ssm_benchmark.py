@@ -18,24 +18,27 @@ def run(monkeypatch, *arguments):
 
 
 def test_search_and_postprocess(monkeypatch, capsys):
-    result = run(monkeypatch, "--sections", "search,batched,postprocess", "--fusions", "product_gap")
+    result = run(
+        monkeypatch, "--sections", "search,predictor,batched,postprocess", "--fusions", "product_gap"
+    )
     json.dumps(result)
     rows = result["rows"]
     assert [(row["what"], row.get("requests")) for row in rows] == [
         ("search", 1),
         ("search", 4),
+        ("Predictor.search, features given", 2),
         ("search, images in a batch", 1),
         ("voting, one request", None),
         ("post-processing, one request", None),
     ]
     assert [set(row["ratio"]) for row in rows[:2]] == [{"eager", "tuned"}, {"tuned"}]
-    for row in rows[:3]:
+    for row in (*rows[:2], rows[3]):
         assert row["temp_mb"] > 0 and row["fusion"] == "product_gap"
         for other in row["ratio"]:
             assert max(row["agreement"][other].values()) < 1e-4
     seconds = rows[0]["times"]["ours"]["cpu_median_ms"] / 1e3
     assert rows[0]["images_per_second"]["ours"] == pytest.approx(1 / seconds)
-    assert rows[3]["agreement"]["loops"]["box_px"] < 1e-9
+    assert rows[4]["agreement"]["loops"]["box_px"] < 1e-9
     printed = capsys.readouterr().out
     assert "ours / tuned" in printed and "paper: more than 30 fps" in printed
 
