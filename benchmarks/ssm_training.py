@@ -58,7 +58,7 @@ def make(peers: Peers) -> Training:
 
         (value, (metrics, _)), gradients = jax.value_and_grad(total, has_aux=True)(params)
         changes, state = optimizer.update(gradients, state, params)
-        found = {"loss": value, **metrics, "grad_norm": optax.global_norm(gradients)}
+        found = {"loss": value, **metrics, "grad_norm": optax.tree.norm(gradients)}
         return optax.apply_updates(params, changes), state, found
 
     params = jax.tree.map(lambda leaf: leaf + 0, peers.variables["params"])  # the step donates them
