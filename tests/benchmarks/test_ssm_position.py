@@ -3,15 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from benchmarks.ssm_position import measure
 
+from benchmarks.ssm_position import measure
 from sm_jax.systems.ssm import model
 
 
 @pytest.mark.parametrize(("fusion", "depends"), [("gap", False), ("aligned", True)])
 @pytest.mark.parametrize("how", ["product", "concat"])
 def test_only_the_aligned_fusions_depend_on_the_place(how, fusion, depends):
-    """Features moved by ten cells, the object of 160 pixels: is the answer what it was, moved by ten cells?"""
+    """Features moved by ten cells (160 pixels): is the answer what it was, moved by ten cells?"""
     config = model.ModelConfig(fusion=f"{how}_{fusion}")
     rng = np.random.default_rng(0)
     features = rng.uniform(size=(32, 32, 1024)).astype(np.float32)
