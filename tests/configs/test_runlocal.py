@@ -11,8 +11,12 @@ from PIL import Image
 from tests.goldens import ROOT
 
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"})
-RESULT = {"os2d": "val/mAP@0.50", "crossmodal": "val/AP@0.50"}
-REQUEST = {"os2d": ["--query", "query.png"], "crossmodal": ["--text", "the red circles", "find all squares"]}
+RESULT = {"os2d": "val/mAP@0.50", "crossmodal": "val/AP@0.50", "ssm": "val/unseen/average_mAP"}
+REQUEST = {
+    "os2d": ["--query", "query.png"],
+    "crossmodal": ["--text", "the red circles", "find all squares"],
+    "ssm": ["--model", "ssm", "--query", "query.png"],
+}
 
 
 def test_every_config_has_its_request():
