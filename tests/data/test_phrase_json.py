@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from sm_jax import data
 from sm_jax.data.sources import phrase_json
@@ -218,6 +219,33 @@ def test_damaged_pictures_are_named_when_they_are_read(tmp_path):
     assert source.annotation(0)["matches"].shape == (3, 0)
     with pytest.raises(ImageError, match="0.png"):
         source.image(0)
+
+
+def test_a_phrase_of_too_many_words_is_left_out_and_named(tmp_path):
+    fits, long = ({"text": "word " * count, "ids": [0]} for count in (128, 129))
+    message = _problem(tmp_path, fits, long)
+    assert (
+        "images[0] (photos/0.png): phrases[1]: 'word word" in message and "129 words, at most 128" in message
+    )
+    assert len(message) < 500
+    (records,) = phrase_json.read(tmp_path / "pets.json").splits.values()
+    assert [len(phrase.split()) for phrase in records[0].phrases] == [128]
+
+
+def test_headers_are_read_once_unless_the_picture_changes(tmp_path, monkeypatch):
+    path = document(tmp_path, [entry(i) for i in range(3)])
+    phrase_json.read(path)
+    read, original = [], phrase_json.images.image_size
+
+    def image_size(picture, **options):
+        read.append(picture.name)
+        return original(picture, **options)
+
+    monkeypatch.setattr(phrase_json.images, "image_size", image_size)
+    assert not phrase_json.read(path).problems and not read
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos/1.png")
+    problems = phrase_json.read(path).problems
+    assert read == ["1.png"] and "lies outside the picture (40x30 pixels)" in problems[0]
 
 
 def test_recognised(tmp_path):
