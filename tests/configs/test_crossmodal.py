@@ -133,7 +133,7 @@ def test_words_that_the_vocabulary_lacks_are_told(caplog):
     assert not caplog.records
     config.data.shapes.long_forms = True  # too late: the words were taken before
     data.make_train_iterator(config)
-    assert "2 words that model.vocabulary lacks are read as unknown (colored, that)" in caplog.text
+    assert "2 words that model.vocabulary lacks will be read as unknown (colored, that)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_wrong_fields(tmp_path, changes, says):
         (b"[" * 100_000, "not valid JSON"),
         (b"7", "the list 'images' is missing"),
         (b'{"pictures": []}', "the list 'images' is missing"),
-        (b'{"images": []}', "none of its 0 pictures can be used"),
+        (b'{"images": []}', "none of its pictures (0) can be used"),
         (b'{"images": [4]}', "no file name under 'image'"),
         (b'{"images": [], "annotations": [], "categories": []}', "a COCO file has no phrases"),
     ],
@@ -179,7 +179,7 @@ def test_few_problems_are_left_out_and_named(tmp_path, caplog):
         source = phrase_json.open_source(path)
     assert len(source) == 59 and source.annotation(7)["phrases"] == ["the cats", "show me a horse"]
     assert "images[7] (photos/7.png): phrases[1]" in caplog.text
-    assert "1 pictures without a usable phrase" in caplog.text
+    assert "1 picture without a usable phrase left out" in caplog.text
 
 
 def test_a_phrase_that_means_an_unusable_box_is_left_out(tmp_path):

@@ -82,8 +82,8 @@ def read(path: str | Path) -> Collection:
             bare += 1
     if not divided:
         first = f"; the first problem: {problems[0]}" if problems else ""
-        raise DataError(f"{path}: none of its {len(entries)} pictures can be used{first}")
-    notes = [f"{bare} pictures without a usable phrase are left out"] if bare else []
+        raise DataError(f"{path}: none of its pictures ({len(entries)}) can be used{first}")
+    notes = [f"{bare} picture{'s' * (bare > 1)} without a usable phrase left out"] if bare else []
     if "" in divided and len(divided) > 1:
         divided.setdefault("train", []).extend(divided.pop(""))
         notes.append("pictures without a 'split' are counted as 'train'")
@@ -107,7 +107,7 @@ def open_source(path: str | Path, *, split: str = "train") -> "PhraseRecords":
     if len(collection.problems) > MAX_PROBLEM_SHARE * (total + len(collection.problems)):
         raise DataError(
             f"{collection.problems[0]} (entries that cannot be used: {len(collection.problems)}; "
-            "`sm-jax data check` lists them)"
+            "`sm-jax data check --json` lists them)"
         )
     records, notes = splits.split_records(collection, split)
     if not records:
