@@ -120,7 +120,7 @@ def _check(args: ConfigDict, defaults: Mapping[str, Any]) -> None:
     for name in GENERATED_PHRASES:
         if name not in known and args[name] != defaults[name]:
             raise ConfigError(f"{name}: does nothing with data={args.data}; leave it out")
-    if args.backbone == "random" and args.trainable not in ("", "all"):
+    if args.backbone in ("", "random") and args.trainable not in ("", "all"):
         raise ConfigError(
             f"trainable={args.trainable}: would freeze random units, which teach nothing; leave it out with "
             "backbone=random"

@@ -141,7 +141,7 @@ def test_words_that_the_vocabulary_lacks_are_told(caplog):
     [
         "data=/nothing.json", "epochs=0", "batch=0", "steps=-3", "holdout=blue_cat",
         "p_absent=2", "p_absent=-0.5", "p_absent=nan", "p_absent=some",
-        "backbone=random,trainable=last2", "backbone=random,trainable=heads",
+        "backbone=random,trainable=last2", "backbone=,trainable=heads",
         "data=shelves,p_union=0.1", "data=shelves,long_forms",
         "data=x.json,p_union=0.1", "data=x.json,long_forms", "data=x.json,p_absent=0",
         "data=x.json,holdout=a_b",
