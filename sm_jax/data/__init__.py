@@ -204,9 +204,10 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     unread = sorted(set(source.vocabulary) - set(getattr(encoder, "vocabulary", source.vocabulary)))
     if unread:
         _log.warning(
-            "training phrases: %d words that model.vocabulary lacks are read as unknown (%s); name the data "
-            "as an argument of the config, which takes its words",
+            "training phrases: %d word%s that model.vocabulary lacks will be read as unknown (%s); name the "
+            "data as an argument of the config, which takes its words",
             len(unread),
+            "s" * (len(unread) != 1),
             ", ".join(unread[:10]) + (", ..." if len(unread) > 10 else ""),
         )
     return crossmodal.BatchBuilder(source, options, encoder, **process)

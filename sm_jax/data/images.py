@@ -48,6 +48,8 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _ORIENTATION_TAG = 0x0112
+# Keys of Pillow's `info` of a PNG that `getexif` takes the orientation from; XMP has it as tiff:Orientation.
+_SAYS_ORIENTATION = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _TIFF_SIZE_TAGS = 256, 257  # width, height
 _UNTURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -211,7 +213,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _may_have_exif(image: Image.Image) -> bool:
     """Whether to ask for it: Pillow decodes a PNG to look behind its pixels, where hardly any has it."""
-    if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
+    if image.format != "PNG" or not _SAYS_ORIENTATION.isdisjoint(image.info):
         return True
     position, behind = image.fp.tell(), False
     try:

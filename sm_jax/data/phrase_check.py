@@ -129,7 +129,8 @@ def print_report(report: PhraseReport, *, console: Console | None = None) -> Non
         table.add_row(escape(name), *map(str, counts), f"{entry.meant:.0%}")
     console.print(table)
     shown = " ".join(report.words[:40]) + (" ..." if len(report.words) > 40 else "")
-    console.print(f"{len(report.words)} words in the training phrases: {shown}", markup=False, soft_wrap=True)
+    count = f"{len(report.words)} word{'s' * (len(report.words) != 1)}"
+    console.print(f"{count} in the training phrases: {shown}", markup=False, soft_wrap=True)
     if report.sizes:
         shares = ", ".join(f"{share:.0%}" for share in SHARES)
         sizes = ", ".join(f"{size:.0f}" for size in report.sizes)
