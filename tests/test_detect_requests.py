@@ -155,7 +155,7 @@ def test_a_bank_is_kept_and_taken_again(place, capsys, model):
         (["--text", "red"], "--model ssm takes pictures (--query); --text is for crossmodal"),
         (["--query", "red.png", "--text", "red"], "--text and --query: give one of them"),
         (["--query", "red.png", "--max", "0"], "--max: must be 1 or more"),
-        (["--query", "red.png", "--label", "a", "b"], "--label: 2 names for 1 queries"),
+        (["--query", "red.png", "--label", "a", "b"], "--label: 2 names for 1 query"),
         (["--query", "red.png", "--bank", "x.safetensors"], "--query and --bank: give one of them"),
         (["--bank", "nowhere.safetensors"], "nowhere.safetensors: cannot be read as a request bank"),
         (["--bank", "a.png"], "a.png: cannot be read as a request bank"),
