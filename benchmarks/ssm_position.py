@@ -18,7 +18,7 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax import platform
-from sm_jax.errors import run_main
+from sm_jax.errors import ConfigError, run_main
 
 
 class Position(NamedTuple):
@@ -45,18 +45,26 @@ def measure(config, variables, pictures, *, shift: int = 160, threshold: float =
       pictures: uint8 (h, w, 3) each, objects.
       shift: pixels between the places on an image 512 wide.
       threshold: of the detections.
+
+    Raises:
+      ConfigError: the two places do not lie on the image.
     """
     from sm_jax.data import images, transforms
     from sm_jax.systems.ssm import model, postprocess
     from sm_jax.systems.ssm.predict import Predictor
 
-    predictor = Predictor(config)
     height, width = config.image_size
     step = round(shift * width / 512 / model.STRIDE)  # whole cells
     size = height * 3 // 8 // model.STRIDE * model.STRIDE
     top = (height - size) // 2 // model.STRIDE * model.STRIDE
     middle = (width - size) // 2 // model.STRIDE
     lefts = [(middle - step // 2) * model.STRIDE, (middle - step // 2 + step) * model.STRIDE]
+    if min(lefts) < 0 or max(lefts) + size > width:
+        raise ConfigError(
+            f"--shift={shift}: objects of {size} pixels at x={lefts[0]} and x={lefts[1]} do not lie on an "
+            f"image of {width}; choose less"
+        )
+    predictor = Predictor(config)
     coverage, difference, found = [], [], []
     for picture in pictures:
         h, w = picture.shape[:2]
@@ -66,7 +74,7 @@ def measure(config, variables, pictures, *, shift: int = 160, threshold: float =
         request = predictor.encode(variables, [smaller])
         maps, hits = [], []
         for left in lefts:
-            canvas = np.full((height, width, 3), 127, np.uint8)
+            canvas = np.full((height, width, 3), transforms.GREY, np.uint8)
             canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
             box = np.float32([[left, top, left + fitted.shape[1], top + fitted.shape[0]]])
             features = predictor.features(variables, transforms.bgr_minus_mean(canvas)[None])
@@ -96,6 +104,8 @@ def main(argv=None) -> int:
     parser.add_argument("--objects", type=int, default=60)
     parser.add_argument("--shift", type=int, default=160, help="pixels on an image 512 wide")
     arguments = parser.parse_args(argv)
+    if arguments.objects < 1:
+        raise ConfigError(f"--objects={arguments.objects}: must be at least 1")
     platform.setup()
     from sm_jax import pretrained
     from sm_jax.data.synthetic import ShelvesSource

@@ -1,7 +1,8 @@
 """An image through a model of fixed size: fitted into it as a whole, or in overlapping windows at full size.
 
 Either way the image is resized once (to `Layout.scaled`), and each window shows the part of it that begins at
-`corner`; what lies beyond the image is filled with `FILLING`. NumPy only.
+`corner`; what lies beyond the image is filled with the grey that is 0 to
+the model. NumPy only.
 """
 
 from typing import NamedTuple
@@ -10,10 +11,7 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.data import images as pictures
-from sm_jax.data.crossmodal import fit
-
-FILLING = 127
-"""Grey of what is no image: the mean that the model's input has subtracted, so that it is 0 there."""
+from sm_jax.data.transforms import GREY, fit
 
 Size = tuple[int, int]
 
@@ -80,7 +78,7 @@ class Layout(NamedTuple):
 
     def picture(self, resized: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
         """One window, uint8 (h, w, 3), of the `resized` image."""
-        canvas = np.full((*self.window, 3), FILLING, np.uint8)
+        canvas = np.full((*self.window, 3), GREY, np.uint8)
         x, y = corner
         part = resized[max(0, y) : y + self.window[0], max(0, x) : x + self.window[1]]
         top, left = max(0, -y), max(0, -x)

@@ -210,7 +210,7 @@ def test_an_image_smaller_than_a_window_is_not_enlarged_in_tiles(detector):
         ({"a": []}, "no query: give at least one picture"),
         (
             {"cup": np.full((50, 50, 3), 77, np.uint8)},
-            "query 'cup': is blank \\(one colour all over\\)",
+            "query 'cup': is blank \\(one colour all over:",
         ),
         ({"cup": RED[:7]}, "query 'cup': 40 x 7 pixels are too few to look for"),
         (RED[:8, :3], "3 x 8 pixels are too few"),

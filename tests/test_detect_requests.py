@@ -145,7 +145,7 @@ def test_a_bank_is_kept_and_taken_again(place, capsys, model):
 @pytest.mark.parametrize(
     "words,line",
     [
-        (["--query", "blank.png"], "blank.png: is blank (one colour all over)"),
+        (["--query", "blank.png"], "blank.png: is blank (one colour all over:"),
         (["--query", "red.png", "--scales", "1"], "--scales: an option of os2d, not of ssm"),
         (["--query", "red.png", "--rotations"], "--rotations: an option of os2d, not of ssm"),
         (["--query", "red.png", "--mirrored"], "--mirrored: an option of os2d, not of ssm"),

@@ -96,5 +96,5 @@ def test_a_whole_object_wins_over_its_parts_of_other_windows():
 def test_images_are_fitted_as_the_requests_of_the_matcher_are(size):
     image = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
     layout = windows.fitted(size, WINDOW)
-    canvas, _, _ = transforms.letterbox_centred(image, WINDOW, fill=windows.FILLING)
+    canvas, _, _ = transforms.letterbox_centred(image, WINDOW)
     np.testing.assert_array_equal(layout.picture(layout.resized(image), layout.corners[0]), canvas)

@@ -161,7 +161,7 @@ class BatchBuilder:
             row, boxes = self._pixels(rng, self.source.image(index), note["boxes"])
         else:
             row = {"trunk": np.asarray(self._trunk[index], np.float16)}
-            boxes = note["boxes"] * np.tile(fit(note["size"], self.options.image_size)[1], 2)
+            boxes = note["boxes"] * np.tile(transforms.fit(note["size"], self.options.image_size)[1], 2)
         chosen = int(rng.integers(len(note["phrases"])))
         row |= self._boxes(boxes, note["matches"][chosen])
         return row | {"phrase": note["phrases"][chosen], "valid": np.array(True)}
@@ -218,19 +218,9 @@ def check_phrases(
             encoder.check(phrase)
 
 
-def fit(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
-    """The size (height, width) of a picture scaled, up or down, to fit into `target`, and the exact factors
-    f32 (x, y) that take its coordinates there."""
-    scale = min(target[0] / size[0], target[1] / size[1])
-    height, width = (
-        min(max(round(side * scale), 1), limit) for side, limit in zip(size, target, strict=True)
-    )
-    return (height, width), np.array([width / size[1], height / size[0]], np.float32)
-
-
 def letterbox(image: np.ndarray, target: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A uint8 picture scaled to fit into `target`, not padded, and the factors of its coordinates; `fit`."""
-    size, scale = fit(image.shape[:2], target)
+    """A uint8 picture scaled to fit into `target`, not padded, and the factors of its coordinates."""
+    size, scale = transforms.fit(image.shape[:2], target)
     return images.resize(image, size), scale
 
 

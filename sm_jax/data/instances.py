@@ -1,7 +1,7 @@
 """Request pictures cut from annotated images: every object of a split as a possible request.
 
 The list is made from annotations alone, in one pass, and holds plain arrays: half a million boxes take a few
-megabytes, and it travels to worker processes with the batch builder. Pictures are decoded by `crop` only.
+megabytes, and it travels to worker processes with the batch builder. No picture is decoded.
 """
 
 from typing import NamedTuple
@@ -12,18 +12,17 @@ from sm_jax.data.sources.base import Source
 from sm_jax.errors import ImageError
 
 MIN_SIDE = 32.0  # pixels; smaller crops show nothing to compare with (SSM specification, section 4)
-CLASS_PICTURE = -1  # `Instance.index` of a class picture
 
 
 class Instance(NamedTuple):
     """One request picture.
 
     Attributes:
-      index: of the image in the source, or `CLASS_PICTURE`.
-      box_index: row of the annotation's boxes; -1 for a class picture.
+      index: of the image in the source.
+      box_index: row of the annotation's boxes.
       label: class index.
       box: f32 (4,) xyxy, pixels of the stored image.
-      image_id: of the image; the class name for a class picture.
+      image_id: of the image.
     """
 
     index: int
@@ -80,10 +79,6 @@ class Instances:
         ends = np.searchsorted(self.labels[rows], np.arange(self.num_classes + 1))
         return [rows[ends[label] : ends[label + 1]] for label in range(self.num_classes)]
 
-    def requests(self, label: int) -> list[Instance]:
-        """The instances of a class that serve as requests, in the order of the source; perhaps none."""
-        return [self[row] for row in np.flatnonzero(self.request & (self.labels == label))]
-
 
 def find(source: Source, *, min_side: float = MIN_SIDE) -> Instances:
     """Every box of `source`, never decoding a picture.
@@ -100,22 +95,6 @@ def find(source: Source, *, min_side: float = MIN_SIDE) -> Instances:
     return Instances(notes, source.num_classes, min_side)
 
 
-def class_picture(source: Source, label: int) -> Instance:
-    """The class picture of `label` as an instance; its box is the whole picture if its size is known without
-    decoding, else (0, 0, 0, 0). Raises ImageError for a damaged file."""
-    height, width = source.query_size(label) if hasattr(source, "query_size") else (0, 0)
-    box = np.array([0, 0, width, height], np.float32)
-    return Instance(CLASS_PICTURE, -1, label, box, source.class_names[label])
-
-
-def class_requests(
-    source: Source, found: Instances, label: int, *, min_side: float = MIN_SIDE
-) -> list[Instance]:
-    """The requests of a class: its instances, else its class picture, else (too small, damaged) none."""
-    requests = found.requests(label)
-    return requests or ([class_picture(source, label)] if picture_serves(source, label, min_side) else [])
-
-
 def picture_serves(source: Source, label: int, min_side: float = MIN_SIDE) -> bool:
     """Whether the class picture can be read and has both sides at least `min_side` pixels."""
     try:
@@ -123,17 +102,6 @@ def picture_serves(source: Source, label: int, min_side: float = MIN_SIDE) -> bo
     except ImageError:
         return False
     return min(size) >= min_side
-
-
-def crop(source: Source, instance: Instance) -> np.ndarray:
-    """The picture of an instance, uint8 (h, w, 3) RGB: the pixels its box touches, or the class picture.
-
-    Raises:
-      ImageError: the picture cannot be read.
-    """
-    if instance.index == CLASS_PICTURE:
-        return source.query(instance.label)
-    return cut(source.image(instance.index), instance.box)
 
 
 def cut(image: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from sm_jax import text
 from sm_jax.data.check import Finding, choose_splits, picture_findings, print_findings
-from sm_jax.data.crossmodal import fit
 from sm_jax.data.sources import phrase_json
 from sm_jax.data.sources.base import usable_boxes
 from sm_jax.data.sources.phrase_json import PhraseRecord
+from sm_jax.data.transforms import fit
 
 IMAGE_SIZE = (512, 512)  # of the default model's pictures
 SHARES = (0.1, 0.5, 0.9)

@@ -5,7 +5,9 @@ the same batch. Pictures stay uint8 here; `finish` makes them BGR minus 127.
 Source: SSM (2018), sec. on training; SSM specification, section 4.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -13,13 +15,13 @@ import numpy as np
 
 from sm_jax.data import order, transforms
 from sm_jax.data import ssm_windows as geometry
+from sm_jax.data.order import MAX_REPLACEMENTS, SKIPPED
 from sm_jax.data.sources.base import Source
-from sm_jax.data.ssm_pairs import CropList, Pair, Pairs, WindowList
+from sm_jax.data.ssm_pairs import Pair, Pairs
 from sm_jax.data.stored import StoredFeatures
+from sm_jax.data.transforms import GREY
 from sm_jax.errors import ConfigError, DataError, ImageError
 
-MAX_REPLACEMENTS = 10
-SKIPPED = "skipped"  # transport key, taken out by `finish`
 _ROW = 1  # random stream of a row; purpose 0 is the order of an epoch
 
 
@@ -40,8 +42,8 @@ class BatchOptions:
       flips: mirror half of the windows and half of the requests; not for things with writing on them.
       augment: as DetectNet; see `ssm_windows.plan`.
       requests_per_class: at most so many instances of a class serve as requests, a fixed choice; 0: all.
-      fixed_crops: train on `views` fixed windows per image and one fixed crop per request, named by their
-        rows, so that features of frozen layers can be computed once; see `windows`, `request_crops`.
+      fixed_crops: train on `views` fixed windows per image and one fixed crop per request (the lists of
+        `ssm_pairs.Pairs`), so that features of frozen layers can be computed once.
       views: fixed windows per image.
     """
 
@@ -201,30 +203,33 @@ class BatchBuilder:
         for _ in range(1 + MAX_REPLACEMENTS):
             pair = self.pairs.draw(rng, positive, turn)
             try:
-                row = self._fixed(pair) if self.options.fixed_crops else self._pixels(rng, pair, skipped)
+                if self.options.fixed_crops:
+                    row = self._fixed(pair, skipped)
+                else:
+                    row = self._pixels(rng, pair, skipped)
             except ImageError:
                 turn = int(rng.integers(1 << 30))  # another class: this one may have no other picture
             else:
                 return row | {"positive": np.array(pair.positive)}
         return self._empty()
 
-    def _fixed(self, pair: Pair) -> dict[str, np.ndarray]:
+    def _fixed(self, pair: Pair, skipped: list) -> dict[str, np.ndarray]:
         row = self._boxes(pair, self.pairs.windows.window(pair.window))
-        if self._trunk is None:
-            rows = {"image_row": pair.window, "request_row": pair.request}
-            return row | {name: np.array(number, np.int32) for name, number in rows.items()}
-        return row | {
-            "image_trunk": self._trunk.image[pair.window],
-            "request_trunk": self._trunk.request[pair.request],
-        }
+        if self._trunk is not None:
+            return row | {
+                "image_trunk": self._trunk.image[pair.window],
+                "request_trunk": self._trunk.request[pair.request],
+            }
+        with _naming(skipped, "image", self.pairs.found.image_ids[pair.image]):
+            image = self.pairs.windows.picture(pair.window)
+        with _naming(skipped, *self.pairs.crops.name(pair.request)):
+            request = self.pairs.crops.picture(pair.request)
+        return row | {"image": image, "request": request}
 
     def _pixels(self, rng, pair: Pair, skipped: list) -> dict[str, np.ndarray]:
         options, found = self.options, self.pairs.found
-        try:
+        with _naming(skipped, "image", found.image_ids[pair.image]):
             image = self.source.image(pair.image)
-        except ImageError as error:
-            skipped.append(("image", found.image_ids[pair.image], str(error)))
-            raise
         window = geometry.plan(
             rng,
             found.sizes[pair.image].tolist(),
@@ -234,11 +239,8 @@ class BatchBuilder:
             flips=options.flips,
             augment=options.augment,
         )
-        try:
+        with _naming(skipped, *self.pairs.crops.name(pair.request)):
             request = self.pairs.crops.cut(rng, pair.request)
-        except ImageError as error:
-            skipped.append((*self.pairs.crops.name(pair.request), str(error)))
-            raise
         return self._boxes(pair, window) | {
             "image": geometry.render(image, window, options.image_size),
             "request": request,
@@ -266,8 +268,8 @@ class BatchBuilder:
         return {
             "boxes": np.zeros((self.options.max_boxes, 4), np.float32),
             "valid": np.zeros(self.options.max_boxes, bool),
-            "image": np.full((*self.options.image_size, 3), geometry.GREY, np.uint8),
-            "request": np.full((*self.options.request_size, 3), geometry.GREY, np.uint8),
+            "image": np.full((*self.options.image_size, 3), GREY, np.uint8),
+            "request": np.full((*self.options.request_size, 3), GREY, np.uint8),
             "positive": np.array(False),
         }
 
@@ -276,34 +278,26 @@ def finish(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[tu
     """Makes the pictures of a batch of `BatchBuilder` BGR minus 127 and takes out what was skipped.
 
     Returns:
-      The training batch: `image` f32 (b, H, W, 3) and `request` f32 (b, h, w, 3), or with `fixed_crops`
-      `image_row` and `request_row` i32 (b,), or with a trunk `image_trunk` and `request_trunk` f16
-      (b, h, w, c); `boxes` f32 (b, n, 4) of the requested class in pixels of the
-      window, from large to small; `valid` bool (b, n); `positive` bool (b,). A row for which no picture could
-      be read is grey and negative. And (kind, name, message) of every picture that could not be read; kind is
-      "image" or "class picture".
+      The training batch: `image` f32 (b, H, W, 3) and `request` f32 (b, h, w, 3), or with a trunk
+      `image_trunk` and `request_trunk` f16 (b, h, w, c); `boxes` f32 (b, n, 4) of the requested class in
+      pixels of the window, from large to small; `valid` bool (b, n); `positive` bool (b,). A row for which no
+      picture could be read is grey and negative. And (kind, name, message) of every picture that could not be
+      read; kind is "image" or "class picture".
     """
     # Copies: arrays of a worker lie in shared memory, which must not outlive the iterator.
     batch = {name: np.array(batch[name]) for name in sorted(batch)}
     skipped = [tuple(entry) for entry in json.loads(batch.pop(SKIPPED).tobytes())]
     for name in ("image", "request"):
         if name in batch:
-            batch[name] = transforms.bgr_minus_mean(batch[name], geometry.GREY)
+            batch[name] = transforms.bgr_minus_mean(batch[name])
     return batch, skipped
 
 
-def windows(options: BatchOptions, source: Source, *, seed: int = 0) -> WindowList:
-    """The fixed windows that `image_row` counts: row `image * views + view`. Same arguments as the builder,
-    which holds the list as `pairs.windows`."""
-    return _lists(options, source, seed).windows
-
-
-def request_crops(options: BatchOptions, source: Source, *, seed: int = 0) -> CropList:
-    """The fixed request crops that `request_row` counts; the builder holds the list as `pairs.crops`."""
-    return _lists(options, source, seed).crops
-
-
-def _lists(options: BatchOptions, source: Source, seed: int) -> Pairs:
-    if not options.fixed_crops:
-        raise ConfigError("data.fixed_crops: is off, so windows and crops are random and have no list")
-    return Pairs(source, options, seed=seed)
+@contextlib.contextmanager
+def _naming(skipped: list, kind: str, name: str) -> Iterator[None]:
+    """Notes in `skipped` whose picture an `ImageError` is about, which goes on its way."""
+    try:
+        yield
+    except ImageError as error:
+        skipped.append((kind, name, str(error)))
+        raise

@@ -61,12 +61,6 @@ class CropList:
     def __len__(self) -> int:
         return len(self._rows) + len(self._labels)
 
-    def instance(self, row: int) -> instances.Instance:
-        """What request `row` shows."""
-        if row < len(self._rows):
-            return self._found[int(self._rows[row])]
-        return instances.class_picture(self._source, int(self._labels[row - len(self._rows)]))
-
     def name(self, row: int) -> tuple[str, str]:
         """(kind, name) of the picture that request `row` is cut from."""
         if row < len(self._rows):
@@ -85,7 +79,7 @@ class CropList:
             picture = instances.cut(self._source.image(found.index), box)
         else:
             picture = self._source.query(int(self._labels[row - len(self._rows)]))
-        picture, _, _ = transforms.letterbox_centred(picture, self._options.request_size, fill=geometry.GREY)
+        picture, _, _ = transforms.letterbox_centred(picture, self._options.request_size)
         mirrored = bool(rng.random() < 0.5 and self._options.flips)
         return transforms.flip(picture, np.zeros((0, 4), np.float32), horizontal=mirrored)[0]
 

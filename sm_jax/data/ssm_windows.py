@@ -10,8 +10,8 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.data import images, transforms
+from sm_jax.data.transforms import GREY
 
-GREY = 127  # of padding: what the network subtracts from every channel
 SHIFT = 32  # pixels that an augmented window may leave the picture by
 SCALES, SCALE_SHARE = (0.8, 1.2), 0.4
 HUE, COLOR_SHARE = 30.0, 0.8  # degrees either way; share of windows for hue and for saturation, each

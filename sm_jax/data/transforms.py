@@ -9,6 +9,8 @@ from PIL import Image, ImageEnhance
 from sm_jax import boxes as box_ops
 from sm_jax.data import images
 
+GREY = 127
+"""What the SSM's networks have subtracted from every channel: a border of this grey is 0 to them."""
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 ABSENT, CUT_OFF = -1, -2  # labels of boxes that belong to no query of the batch
@@ -31,17 +33,27 @@ def normalize(image: np.ndarray) -> np.ndarray:
     return out
 
 
-def bgr_minus_mean(image: np.ndarray, mean: float | tuple[float, float, float] = 127.0) -> np.ndarray:
+def bgr_minus_mean(image: np.ndarray, mean: float | tuple[float, float, float] = GREY) -> np.ndarray:
     """uint8 `(..., 3)` RGB -> float32 `(..., 3)` in BGR order, minus `mean` (one value, or of B, G, R).
 
-    Not scaled. What Caffe's GoogLeNet takes: 127 in the single-shot semantic matcher (a border of that grey
-    is 0), 104 117 123 in the classifying network. Source: SSM specification, sec. 1.
+    Not scaled. What Caffe's GoogLeNet takes: `GREY` in the single-shot semantic matcher, 104 117 123 in the
+    classifying network. Source: SSM specification, sec. 1.
     """
     return image[..., ::-1].astype(np.float32) - np.asarray(mean, np.float32)
 
 
+def fit(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
+    """The size (height, width) of a picture scaled, up or down, to fit into `target`, and the exact factors
+    f32 (x, y) that take its coordinates there."""
+    scale = min(target[0] / size[0], target[1] / size[1])
+    height, width = (
+        min(max(round(side * scale), 1), limit) for side, limit in zip(size, target, strict=True)
+    )
+    return (height, width), np.array([width / size[1], height / size[0]], np.float32)
+
+
 def letterbox_centred(
-    image: np.ndarray, size: tuple[int, int], *, fill: int = 127
+    image: np.ndarray, size: tuple[int, int], *, fill: int = GREY
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A uint8 picture scaled, up or down, to fit into `size` (h, w), in the middle of a canvas of `fill`.
 
@@ -49,12 +61,10 @@ def letterbox_centred(
       The canvas uint8 (h, w, 3), the factors f32 (x, y) of coordinates and the offset f32 (x, y) added after
       them. Source: the published sample pair of SSM (specification, sec. 0).
     """
-    factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
-    height, width = (min(max(round(n * factor), 1), m) for n, m in zip(image.shape[:2], size, strict=True))
+    (height, width), scale = fit(image.shape[:2], size)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     canvas = np.full((*size, 3), fill, np.uint8)
     canvas[top : top + height, left : left + width] = images.resize(image, (height, width))
-    scale = np.array([width / image.shape[1], height / image.shape[0]], np.float32)
     return canvas, scale, np.array([left, top], np.float32)
 
 

@@ -100,18 +100,19 @@ def load(shapes: Mapping[str, Any], init: Any, *, backbone: str) -> tuple[Any, s
     """The variables of `shapes` (abstract, of the parts that hold the frozen weights) and their name.
 
     Args:
-      init: config section; `init.model` or else `init.backbone` names them.
+      init: config section; its keys mean what they mean at the start of a run (`weights.start`).
       backbone: a name to propose where none is given.
     """
-    name = init.get("model", "") or init.get("backbone", "")
-    if not name:
+    parts = start.parts_of(shapes)
+    wanted = {key: init.get(key, "") for key in dict.fromkeys(("model", "backbone", *parts))}
+    names = [wanted["model"] or start.asked_for(wanted, part) for part in parts]
+    if not all(names):
         raise ConfigError(
             "data.cache_trunk: the frozen part would start from random numbers; name real features with "
             f"init.backbone={backbone}, or train everything with model.trainable=all"
         )
-    wanted = {"model": init.get("model", ""), "backbone": name}
     variables, _ = start.initialize(unflatten(dict(shapes)), wanted)
-    return variables, name
+    return variables, ", ".join(dict.fromkeys(names))
 
 
 def weights_hash(variables: Any, frozen: Callable[[str], bool], how: str) -> str:

@@ -6,6 +6,8 @@ file for each.
 
 import dataclasses
 import functools
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 
 from sm_jax import data
 from sm_jax.backbones import googlenet
-from sm_jax.data import ssm, stored, transforms
+from sm_jax.data import instances, ssm, stored, transforms
 from sm_jax.errors import ConfigError
 from sm_jax.systems.ssm import model
 from sm_jax.training import trunk
@@ -54,7 +56,8 @@ class Trunk:
         self.pairs = ssm.BatchBuilder(source, options, seed=config.seed).pairs
         lists = {"image": self.pairs.windows, "request": self.pairs.crops}
         drawn = dataclasses.asdict(options) | {"batch_size": 0, "positive_share": 0, "seed": config.seed}
-        pictures = trunk.data_hash(config.data, source, drawn)
+        planned = _annotations_hash(self.pairs.found, source.class_names)
+        pictures = trunk.data_hash(config.data, source, drawn, planned)
         sizes = {"image": options.image_size, "request": options.request_size}
         self.files = {
             branch: FeatureFile(
@@ -87,6 +90,14 @@ class Trunk:
 
     def _compute(self, branch: str, images: np.ndarray) -> jax.Array:
         return _features(self._model, branch, self.variables, images)
+
+
+def _annotations_hash(found: instances.Instances, class_names: list[str]) -> str:
+    """Of everything that windows and crops are planned from."""
+    digest = hashlib.sha256(json.dumps([found.image_ids, class_names]).encode())
+    for array in (found.starts, found.sizes, found.boxes, found.labels, found.difficult):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @jax.jit(static_argnums=(0, 1))

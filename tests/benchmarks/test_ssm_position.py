@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.ssm_position import measure
+from benchmarks.ssm_position import main, measure
+from sm_jax.errors import ConfigError
 from sm_jax.systems.ssm import model
 
 
@@ -34,3 +35,15 @@ def test_the_measurement():
     found = measure(config, variables, pictures, threshold=0.0)
     assert all(0 < value < 1 for value in found.coverage) and 0 < found.difference < 1
     assert found.both <= min(found.found)
+
+
+@pytest.mark.parametrize("shift", [330, -330])
+def test_a_shift_must_fit(shift):
+    config = model.ModelConfig(fusion="product_gap")
+    with pytest.raises(ConfigError, match=f"--shift={shift}: .*do not lie on an image of 512"):
+        measure(config, {}, [], shift=shift)
+
+
+def test_there_must_be_objects():
+    with pytest.raises(ConfigError, match="--objects=0: must be at least 1"):
+        main(["--weights", "none", "--objects", "0"])

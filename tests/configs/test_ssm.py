@@ -49,6 +49,11 @@ def test_random_branches_train_as_a_whole():
         ssm.get_config("backbone=random,trainable=5a")
 
 
+@pytest.mark.parametrize("fusion", ["concat_aligned", "concat_gap"])
+def test_concatenation_has_a_head_that_is_not_linear(fusion):
+    assert ssm.get_config(f"full,fusion={fusion}").model.head_relu
+
+
 def test_detectnet():
     config = ssm.get_config("loss=detectnet")
     assert ObjectiveConfig.create(config.objective).loss == "detectnet"
@@ -64,6 +69,7 @@ def test_own_data_choose_no_checkpoint_by_groups_that_may_not_be_there():
     config = ssm.get_config("data=somewhere,train=train:seen")
     assert config.data.train_split == "train:seen"
     assert config.checkpoint.keep_best == 0
+    assert batches.batch_options(config).flips
 
 
 @pytest.mark.parametrize("arg", ["steps=-1", "batch=-2", "fusion=sum", "loss=l2", "trainable=6a", "size=-3"])

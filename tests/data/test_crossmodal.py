@@ -4,8 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from sm_jax import data
@@ -337,16 +335,6 @@ def test_only_training_scenes_lack_what_is_asked_for():
     assert not train.annotation(0)["matches"].any() and val.annotation(0)["matches"].any()
     with pytest.raises(ConfigError, match="no split 'dev'"):
         data.make_phrase_source(section, "dev")
-
-
-@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([(64, 64), (512, 512), (96, 160)]))
-def test_fit(height, width, target):
-    """One side fills the target, the aspect stays up to rounding, and the factors are exact."""
-    size, scale = crossmodal.fit((height, width), target)
-    assert (size[0] == target[0] or size[1] == target[1]) and size[0] <= target[0] and size[1] <= target[1]
-    np.testing.assert_allclose(scale, [size[1] / width, size[0] / height], rtol=1e-6)
-    if min(size) > 20:
-        assert scale[0] == pytest.approx(scale[1], rel=0.05)
 
 
 def test_prepare():

@@ -195,11 +195,10 @@ def test_flips_and_jitter():
 
 @pytest.mark.parametrize("changes", [{}, {"augment": True, "scale": 1.3}, {"fixed_crops": True}])
 def test_processes_build_their_rows_of_the_same_batch(changes):
-    broken = [] if changes.get("fixed_crops") else [1]
     options = _options(**changes)
-    whole = ssm.BatchBuilder(Painted(SCENES, broken=broken), options, seed=3)
+    whole = ssm.BatchBuilder(Painted(SCENES, broken=[1]), options, seed=3)
     parts = [
-        ssm.BatchBuilder(Painted(SCENES, broken=broken), options, seed=3, process_index=i, process_count=2)
+        ssm.BatchBuilder(Painted(SCENES, broken=[1]), options, seed=3, process_index=i, process_count=2)
         for i in range(2)
     ]
     for k in (0, 5):
@@ -207,12 +206,13 @@ def test_processes_build_their_rows_of_the_same_batch(changes):
         for name in expected:
             if name != ssm.SKIPPED:
                 np.testing.assert_array_equal(np.concatenate([row[name] for row in rows]), expected[name])
-    other = ssm.BatchBuilder(Painted(SCENES, broken=broken), options, seed=4)[0]
+    other = ssm.BatchBuilder(Painted(SCENES, broken=[1]), options, seed=4)[0]
     assert any((other[name] != whole[0][name]).any() for name in whole[0] if name != ssm.SKIPPED)
 
 
-def test_damaged_pictures_are_replaced_and_named():
-    builder = ssm.BatchBuilder(Painted(SCENES, broken=[1]), _options())
+@pytest.mark.parametrize("fixed", [False, True])
+def test_damaged_pictures_are_replaced_and_named(fixed):
+    builder = ssm.BatchBuilder(Painted(SCENES, broken=[1]), _options(fixed_crops=fixed))
     batches = [ssm.finish(builder[k]) for k in range(10)]
     assert {entry for _, skipped in batches for entry in skipped} == {
         ("image", "picture 1", "1.jpg: damaged")
@@ -235,24 +235,25 @@ def test_fixed_crops():
     source = Painted(SCENES)
     options = _options(fixed_crops=True, views=3)
     builder = ssm.BatchBuilder(source, options, seed=1)
-    windows, requests = ssm.windows(options, source, seed=1), ssm.request_crops(options, source, seed=1)
+    windows, requests = builder.pairs.windows, builder.pairs.crops
     assert source.decoded == 0 and len(windows) == 15
     assert len(requests) == 8 + 1  # and the class picture of the class with a single image
+    rows_of = [
+        {members.picture(row).tobytes(): row for row in range(len(members))}
+        for members in (windows, requests)
+    ]
     pairs = set()
     for row in _rows(builder, 20):
-        assert row.keys() == {"image_row", "request_row", "boxes", "valid", "positive"}
-        image, request = windows.picture(row["image_row"]), requests.picture(row["request_row"])
-        np.testing.assert_array_equal(image, builder.pairs.windows.picture(row["image_row"]))
+        assert row.keys() == {"image", "request", "boxes", "valid", "positive"}
+        image, request = row["image"], row["request"]
         label = label_of(_centre(request))
         assert row["valid"].any() == row["positive"] == (label in {shown for shown, _, _ in _shown(image)})
         for box in row["boxes"][row["valid"]]:
             x, y = ((box[:2] + box[2:]) / 2).astype(int)
             assert label_of(image[y, x]) == label
-        pairs.add((int(row["image_row"]), int(row["request_row"])))
-        assert requests.instance(int(row["request_row"])).label == label
-    assert len(pairs) > 40 and {window for window, _ in pairs} == set(range(15))
-    batch, _ = ssm.finish(builder[0])
-    assert batch["image_row"].dtype == batch["request_row"].dtype == np.int32
+        pairs.add((rows_of[0][image.tobytes()], rows_of[1][request.tobytes()]))
+    assert len(pairs) > 40
+    assert {window for window, _ in pairs} == set(rows_of[0].values())  # two views may be alike
 
 
 class Stored:
@@ -283,20 +284,19 @@ def test_damaged_rows_of_fixed_lists_are_never_drawn():
     whole = ssm.Trunk(Stored(len(lists.windows), []), Stored(len(lists.crops), []))
     rows = _rows(ssm.BatchBuilder(Painted(SCENES), options, trunk=whole), 5)
     for row, other in zip(rows, _rows(ssm.BatchBuilder(Painted(SCENES), options), 5), strict=True):
-        assert row["image_trunk"][0, 0, 0] == other["image_row"]
-        assert row["request_trunk"][0, 0, 0] == other["request_row"]
+        for name, members in (("image", lists.windows), ("request", lists.crops)):
+            number = int(row[f"{name}_trunk"][0, 0, 0])
+            np.testing.assert_array_equal(members.picture(number), other[name])
     with pytest.raises(ConfigError, match="fixed_crops"):
         ssm.BatchBuilder(Painted(SCENES), _options(), trunk=whole)
-    with pytest.raises(ConfigError, match="fixed_crops"):
-        ssm.windows(_options(), Painted(SCENES))
 
 
 def test_requests_per_class():
     options = _options(fixed_crops=True, requests_per_class=1)
     builder = ssm.BatchBuilder(Painted(SCENES), options)
-    crops = [builder.pairs.crops.instance(row) for row in range(len(builder.pairs.crops))]
-    assert [crop.label for crop in crops] == [0, 1, 2, 0, 1, 2]
-    assert [crop.index >= 0 for crop in crops] == [True] * 3 + [False] * 3
+    crops = builder.pairs.crops
+    assert [label_of(_centre(crops.picture(row))) for row in range(len(crops))] == [0, 1, 2, 0, 1, 2]
+    assert [crops.name(row)[0] for row in range(len(crops))] == ["image"] * 3 + ["class picture"] * 3
 
 
 @pytest.mark.parametrize(

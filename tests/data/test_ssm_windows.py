@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sm_jax.data import ssm_windows as geometry
+from sm_jax.data import transforms
 
 
 def _picture(size, box, value=255):
@@ -41,7 +42,7 @@ def test_no_scaling_and_grey_padding():
         x, y = (-start for start in window.origin)
         cut = geometry.render(image, window, (64, 64))
         np.testing.assert_array_equal(cut[y : y + 40, x : x + 50], image)
-        assert (cut == geometry.GREY).all(axis=-1).sum() == 64 * 64 - 40 * 50
+        assert (cut == transforms.GREY).all(axis=-1).sum() == 64 * 64 - 40 * 50
     window = geometry.plan(rng, (40, 50), None, image_size=(20, 30), flips=False)
     x, y = window.origin
     np.testing.assert_array_equal(geometry.render(image, window, (20, 30)), image[y : y + 20, x : x + 30])
@@ -78,7 +79,7 @@ def test_colour_leaves_the_padding_alone():
     window = geometry.Window((32, 32), (-32, 0), turn=1 / 3, saturation=1.0)
     red = np.full((32, 32, 3), (200, 0, 0), np.uint8)
     cut = geometry.render(red, window, (32, 64))
-    assert (cut[:, :32] == geometry.GREY).all()
+    assert (cut[:, :32] == transforms.GREY).all()
     np.testing.assert_allclose(cut[0, 40], [0, 200, 0], atol=6)
     grey = geometry.render(red, window._replace(turn=0.0, saturation=0.0), (32, 64))
     assert np.ptp(grey[0, 40].astype(int)) == 0

@@ -147,6 +147,16 @@ def test_bytes_of_caffe_are_bgr_minus_a_mean():
     np.testing.assert_array_equal(got[0, 0], [151, -97, -113])
 
 
+@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([(64, 64), (512, 512), (96, 160)]))
+def test_fit(height, width, target):
+    """One side fills the target, the aspect stays up to rounding, and the factors are exact."""
+    size, scale = transforms.fit((height, width), target)
+    assert (size[0] == target[0] or size[1] == target[1]) and size[0] <= target[0] and size[1] <= target[1]
+    np.testing.assert_allclose(scale, [size[1] / width, size[0] / height], rtol=1e-6)
+    if min(size) > 20:
+        assert scale[0] == pytest.approx(scale[1], rel=0.05)
+
+
 @given(st.tuples(st.integers(1, 90), st.integers(1, 90)), st.tuples(st.integers(1, 70), st.integers(1, 70)))
 def test_centred_letterbox(size, target):
     image = np.full((*size, 3), 200, np.uint8)

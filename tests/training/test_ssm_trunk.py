@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 
 from configs import ssm as ssm_config
-from sm_jax import systems
+from sm_jax import data, systems
 from sm_jax.data import transforms
 from sm_jax.errors import ConfigError, WeightsError
 from sm_jax.systems.ssm import model
 from sm_jax.training.trunk import make_train_iterator
 from sm_jax.training.trunk_ssm import Trunk
 from sm_jax.weights import initialize
+from sm_jax.weights.io import save_variables
 
 
 def make_config(folder, **changes):
     config = ssm_config.get_config("runlocal,trainable=3b")
     config.model.update(image_size=(64, 64), request_size=(16, 16), dropout=0.0)
     config.data.update(cache_dir=str(folder), workers=0, object_size=40.0)
-    config.data.shelves.update(num_train=3, num_classes=4, image_size=(96, 128), object_size=(40.0, 60.0))
+    config.data.shelves.update(num_train=3, num_classes=8, image_size=(96, 128), object_size=(40.0, 60.0))
+    config.data.shelves.update(classes_per_scene=(2, 2), objects=(2, 4))
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
 
@@ -48,16 +50,12 @@ def test_loss_on_stored_features_is_the_loss_on_pictures(filled):
     plain = config.copy_and_resolve_references()
     plain.data.cache_trunk = False
     iterators = [make_train_iterator(each, say=print) for each in (config, plain)]
-    on_features, rows = (next(iterator) for iterator in iterators)
+    on_features, on_pictures = (next(iterator) for iterator in iterators)
     for iterator in iterators:
         iterator.close()
-    pairs = Trunk(config).pairs
-    on_pictures = {name: rows[name] for name in ("boxes", "valid", "positive")}
-    for name, members in (("image", pairs.windows), ("request", pairs.crops)):
-        shown = np.stack([members.picture(int(row)) for row in rows[f"{name}_row"]])
-        on_pictures[name] = transforms.bgr_minus_mean(shown)
+    assert "image_trunk" in on_features and "image" in on_pictures
     for name in ("boxes", "valid", "positive"):
-        np.testing.assert_array_equal(on_features[name], rows[name])
+        np.testing.assert_array_equal(on_features[name], on_pictures[name])
     system = systems.make(config)
     variables = _start(config, system)
     losses = [
@@ -103,9 +101,52 @@ def test_other_features_have_another_file(filled, changes):
     config, trunk, _ = filled
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    assert {file.path for file in Trunk(other).files.values()}.isdisjoint(
-        file.path for file in trunk.files.values()
+    assert _paths(Trunk(other)).isdisjoint(_paths(trunk))
+
+
+def test_a_moved_box_is_another_file(filled, monkeypatch):
+    config, trunk, _ = filled
+    make = data.make_ssm_source
+
+    def moved(config):
+        source = make(config)
+        annotation = source.annotation
+
+        def one_box_moved(index):
+            entry = annotation(index)
+            return entry | {"boxes": entry["boxes"] + np.float32([1, 0, 1, 0]) * (index == 0)}
+
+        source.annotation = one_box_moved
+        return source
+
+    assert _paths(Trunk(config)) == _paths(trunk)
+    monkeypatch.setattr(data, "make_ssm_source", moved)
+    assert _paths(Trunk(config)).isdisjoint(_paths(trunk))
+
+
+def test_branches_of_their_own_are_what_is_stored(filled, tmp_path):
+    config, trunk, _ = filled
+    path = tmp_path / "other.safetensors"
+    branch = jax.tree.map(np.asarray, _start(config, systems.make(config))["params"]["request_branch"])
+    branch["conv1"]["kernel"] = branch["conv1"]["kernel"] * 2
+    save_variables(path, {"params": {"backbone": branch}})
+    other = config.copy_and_resolve_references()
+    other.init.request_branch = str(path)
+    found = Trunk(other)
+    np.testing.assert_array_equal(
+        found.variables["params"]["request_branch"]["conv1"]["kernel"], branch["conv1"]["kernel"]
     )
+    assert _paths(found).isdisjoint(_paths(trunk))
+    iterator = make_train_iterator(other, say=print)
+    iterator.check(_start(other, systems.make(other)))  # what the run starts from
+    iterator.close()
+    other.init.update(backbone="", request_branch="googlenet-bvlc")
+    with pytest.raises(ConfigError, match="random numbers"):  # the other branch
+        Trunk(other)
+
+
+def _paths(trunk):
+    return {file.path for file in trunk.files.values()}
 
 
 def _start(config, system):

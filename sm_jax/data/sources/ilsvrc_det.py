@@ -278,11 +278,6 @@ def write_list(path: str | Path, names: Iterable[str]) -> None:
     Path(path).write_text("".join(f"{name}\n" for name in names), "utf-8")
 
 
-def read_list(path: str | Path) -> list[str]:
-    """The names of a list that `write_list` wrote; raises DataError."""
-    return _lines(Path(path))
-
-
 def seen_synsets(root: str | Path) -> list[str]:
     """The wnids of the DET classes in the order of k.
 

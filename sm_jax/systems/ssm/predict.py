@@ -16,17 +16,17 @@ from sm_jax.systems.ssm.targets import corners
 
 Array = jax.Array
 
-MEAN = 127
-"""Grey that is 0 to the network, around letterboxed pictures."""
 MIN_SIDE = 8
 """Pixels that a request has at least along either side."""
+MIN_DEVIATION = 2
+"""Grey levels of standard deviation that some channel of a request has at least: sensor noise has less."""
 
 
 def check_request(picture: np.ndarray, *, name: str = "request") -> None:
     """Refuse a picture, uint8 (h, w, 3), that cannot say what to look for.
 
     Raises:
-      DataError: a side below 8 pixels, or one colour all over.
+      DataError: a side below 8 pixels, or one colour all over (`MIN_DEVIATION`).
     """
     height, width = picture.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -34,8 +34,11 @@ def check_request(picture: np.ndarray, *, name: str = "request") -> None:
             f"{name}: {width} x {height} pixels are too few to look for; give a picture of the object of at "
             f"least {MIN_SIDE} x {MIN_SIDE}"
         )
-    if (picture == picture[:1, :1]).all():
-        raise DataError(f"{name}: is blank (one colour all over); give a picture of the object to look for")
+    if picture.std(axis=(0, 1)).max() < MIN_DEVIATION:
+        raise DataError(
+            f"{name}: is blank (one colour all over: no channel's standard deviation reaches {MIN_DEVIATION} "
+            "grey levels); give a picture of the object to look for"
+        )
 
 
 def check_image(image: np.ndarray, *, name: str = "image") -> None:
@@ -59,8 +62,8 @@ def prepare_request(picture: np.ndarray, size: tuple[int, int], *, name: str = "
       DataError: see `check_request`.
     """
     check_request(picture, name=name)
-    canvas, _, _ = transforms.letterbox_centred(picture, size, fill=MEAN)
-    return transforms.bgr_minus_mean(canvas, MEAN)
+    canvas, _, _ = transforms.letterbox_centred(picture, size)
+    return transforms.bgr_minus_mean(canvas)
 
 
 def decode(out: Mapping[str, Array]) -> tuple[Array, Array]:
