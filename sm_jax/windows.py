@@ -1,8 +1,7 @@
 """An image through a model of fixed size: fitted into it as a whole, or in overlapping windows at full size.
 
 Either way the image is resized once (to `Layout.scaled`), and each window shows the part of it that begins at
-`corner`; what lies beyond the image is filled with the grey that is 0 to
-the model. NumPy only.
+`corner`; what lies beyond the image is filled with the grey that is 0 to the model. NumPy only.
 """
 
 from typing import NamedTuple
