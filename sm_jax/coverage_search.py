@@ -5,20 +5,60 @@ import numpy as np
 from sm_jax import boxes as box_ops
 from sm_jax import windows
 from sm_jax.detections import RequestDetections
+from sm_jax.errors import ImageError
 from sm_jax.requests import RequestBank
 from sm_jax.systems.ssm import postprocess
 from sm_jax.systems.ssm.model import STRIDE
+from sm_jax.systems.ssm.predict import check_image
 
+FLOOR = 0.05
+"""Coverage that a cell needs where detections are ranked, down to low scores."""
 _ANYTHING = float(np.finfo(np.float32).tiny)
 
 
-class Options:
-    """What all images of one call share: which requests mean which label, and how cells become boxes."""
+def lay_out(
+    image: np.ndarray, window: tuple[int, int], *, tiles: bool = False, name: str = "image"
+) -> windows.Layout:
+    """Where windows of a size lie on an image (h, w, 3): one around it all, or tiles.
 
-    def __init__(self, bank: RequestBank, threshold: float, max_detections: int, iou: float, method: str):
+    Raises:
+      DataError: a side of less than one cell; ImageError: the same once the image is fitted.
+    """
+    check_image(image, name=name)
+    size, lay = image.shape[:2], windows.tiled if tiles else windows.fitted
+    layout = lay(size, window, stride=STRIDE)
+    if min(layout.scaled) < STRIDE:
+        raise ImageError(
+            f"{name}: {size[1]}x{size[0]} is too thin to be searched as a whole; search it in tiles, or "
+            "cut it into pieces"
+        )
+    return layout
+
+
+class Options:
+    """What all images of one call share: which requests mean which label, and how cells become boxes.
+
+    Attributes (q requests):
+      limits: f32 (q,), coverage that a cell must exceed to take part.
+      scores: f32 (q,), what the score of a detection must exceed.
+    """
+
+    def __init__(
+        self,
+        bank: RequestBank,
+        threshold: float,
+        max_detections: int,
+        iou: float,
+        method: str,
+        *,
+        cells: float | None = None,
+    ):
+        """Arguments as `RequestDetector.detect`."""
         self.max_detections, self.iou, self.method = max_detections, iou, method
-        limits = [threshold if request.threshold is None else request.threshold for request in bank]
-        self.limits = np.maximum(np.array(limits, np.float32), 0)
+        own = [threshold if request.threshold is None else request.threshold for request in bank]
+        own = np.array(own, np.float32)
+        self.limits = np.maximum(own if cells is None else np.full_like(own, cells), 0)
+        self.scores = np.full_like(own, -np.inf) if cells is None else own
         rows: dict[str, list[int]] = {}
         for index, request in enumerate(bank):
             rows.setdefault(request.label, []).append(index)
@@ -77,14 +117,14 @@ class Search:
         found, scores = postprocess.detect(
             best,
             boxes,
-            threshold=_ANYTHING,  # what is below the threshold of its request is 0 already
+            threshold=_ANYTHING,  # what is below the limit of its request is 0 already
             iou=self._options.iou,
             method=self._options.method,
         )
         queries = rows[[winner[_best_cell(best, box)] for box in found]] if len(found) else rows[:0]
         cut = self._layout.cut(found, corner)
         placed = self._layout.to_image(found, corner)
-        keep = box_ops.nonempty(placed)
+        keep = box_ops.nonempty(placed) & (scores > self._options.scores[queries])
         return placed[keep], scores[keep], queries[keep], cut[keep]
 
 

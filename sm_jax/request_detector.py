@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from sm_jax import pretrained, query_pictures, windows
+from sm_jax import coverage_search, pretrained, query_pictures, windows
 from sm_jax.coverage_search import Options, Search
 from sm_jax.data import images as pictures
 from sm_jax.data import transforms
 from sm_jax.detections import RequestDetections
-from sm_jax.errors import ConfigError, ImageError, WeightsError
+from sm_jax.errors import ConfigError, WeightsError
 from sm_jax.query_pictures import QueryPicture
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.ssm import model as ssm
 from sm_jax.systems.ssm.postprocess import METHODS
-from sm_jax.systems.ssm.predict import Kept, Predictor, check_image, prepare_request
+from sm_jax.systems.ssm.predict import Kept, Predictor, prepare_request
 
 THRESHOLD = 0.5
 """Of coverage. Source: the released script (SSM specification, sec. 5.1)."""
@@ -33,9 +33,11 @@ class RequestDetector:
       notes: lines that say where the weights came from.
       batch: images, or windows of them, that go through the model at once.
       threshold: what `detect` takes by itself.
+      floor: what `evaluators.request_matchers.DetectorMatcher` takes as `cells`.
     """
 
     threshold = THRESHOLD
+    floor = coverage_search.FLOOR
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class RequestDetector:
             is a path, encoded bytes, a Pillow image, or a uint8 array (h, w, 3), cut close around one object.
           labels: one for each picture of a list, or one for all; default: file names without ending, "query".
             Pictures of one label mean the same class: in each cell the one with the highest coverage counts.
-          threshold: coverage that cells must exceed for these queries, whatever `detect` is told.
+          threshold: that of these queries, whatever `detect` is told.
 
         Raises:
           ConfigError: no query, or labels that do not fit; DataError: a picture that cannot be read, or is
@@ -115,6 +117,7 @@ class RequestDetector:
         *,
         labels: str | Sequence[str] | None = None,
         threshold: float = THRESHOLD,
+        cells: float | None = None,
         max_detections: int = 100,
         iou: float = 0.5,
         postprocess: str = "default",
@@ -126,7 +129,10 @@ class RequestDetector:
         Args:
           images: a picture or several (see `encode`).
           queries, labels: as `encode` takes them; or a `RequestBank`, which has its own labels.
-          threshold: coverage of a cell must be above it; nothing is below 0.
+          threshold: coverage of a cell must be above it; nothing is below 0. With `cells`: the score of a
+            detection must be, whatever the post-processing makes of scores.
+          cells: coverage that a cell must exceed to take part. A low value (0.05), as in the evaluation, lets
+            weak cells vote too; thresholds of `rank_requests` are for scores that come about that way.
           max_detections: at most so many per label, the best ones.
           iou: of two detections of a label that overlap more, the better one stays (within a window only with
             the default post-processing).
@@ -155,9 +161,11 @@ class RequestDetector:
             raise WeightsError("the request bank was encoded with other weights; encode its pictures again")
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
+        if cells is not None and math.isnan(cells):
+            raise ConfigError("cells: must be a number, or None for the threshold")
         if postprocess not in METHODS:
             raise ConfigError(f"postprocess: {postprocess!r} is none of {', '.join(METHODS)}")
-        options = Options(bank, threshold, max_detections, iou, postprocess)
+        options = Options(bank, threshold, max_detections, iou, postprocess, cells=cells)
         requests, found = self._kept(bank), []
         for group in _grouped(self._windows(images, tiles, options), self.batch):
             stack = transforms.bgr_minus_mean(np.stack([picture for _, _, picture in group]))
@@ -208,14 +216,7 @@ class RequestDetector:
         """The image as its windows see it, and where they lie."""
         name = str(picture) if isinstance(picture, (str, os.PathLike)) else "image"
         image = pictures.as_image(picture, name=name)
-        check_image(image, name=name)
-        size, lay = image.shape[:2], windows.tiled if tiles else windows.fitted
-        layout = lay(size, self._config.image_size, stride=ssm.STRIDE)
-        if min(layout.scaled) < ssm.STRIDE:
-            raise ImageError(
-                f"{name}: {size[1]}x{size[0]} is too thin to be searched as a whole; search it in tiles, or "
-                "cut it into pieces"
-            )
+        layout = coverage_search.lay_out(image, self._config.image_size, tiles=tiles, name=name)
         return layout.resized(image), layout
 
 

@@ -266,6 +266,7 @@ def test_a_thin_image_is_searched_in_tiles(detector):
     "options,line",
     [
         ({"threshold": float("nan")}, "threshold a number"),
+        ({"cells": float("nan")}, "cells: must be a number"),
         ({"max_detections": 0}, "max_detections must be 1 or more"),
         ({"iou": 1.5}, "iou within 0..1"),
         ({"postprocess": "best"}, "postprocess: 'best' is none of default, released, grouprect"),

@@ -12,9 +12,9 @@ BANK = RequestBank([Request("a", TEMPLATE), Request("b", TEMPLATE), Request("a",
 OBJECT = [40, 40, 88, 88]
 
 
-def search(coverage, boxes, *, threshold=0.5, method="default"):
+def search(coverage, boxes, *, threshold=0.5, method="default", cells=None, bank=BANK):
     layout = windows.fitted((128, 64), (128, 128))
-    one = Search(layout, Options(BANK, threshold, 100, 0.5, method))
+    one = Search(layout, Options(bank, threshold, 100, 0.5, method, cells=cells))
     one.add(layout.corners[0], coverage, boxes)
     return one.result()
 
@@ -74,3 +74,32 @@ def test_other_post_processing_has_scores_of_its_own(answers, method, low, high,
     assert found.labels == ["b"] and low < found.scores[0] <= high and found.queries.tolist() == [1]
     np.testing.assert_allclose(found.boxes, [[8, 40, 56, 88]], atol=2)
     assert found.best_scores["b"] == pytest.approx(0.8)
+
+
+def test_with_cells_weak_ones_vote_and_the_threshold_is_one_of_scores(answers):
+    """Cells of 0.9 and thrice 0.3 agree; each counts itself twice, so one scores 0.54, the others 0.42."""
+    coverage, boxes = answers
+    coverage[0, 3, 3], coverage[0, 4, 3:5], coverage[0, 3, 4] = 0.9, 0.3, 0.3
+    assert search(coverage, boxes).scores.tolist() == pytest.approx([0.9])
+    for threshold, cells, score in ((0.5, 0.05, 0.54), (0.53, 0.05, 0.54), (-np.inf, 0.5, 0.9)):
+        assert search(coverage, boxes, threshold=threshold, cells=cells).scores.tolist() == pytest.approx(
+            [score]
+        )
+    assert not len(search(coverage, boxes, threshold=0.55, cells=0.05))
+    assert len(search(coverage, boxes, threshold=0.85))
+
+
+def test_with_cells_a_request_keeps_its_own_threshold(answers):
+    coverage, boxes = answers
+    coverage[0, 3, 3] = coverage[1, 3, 3] = 0.7
+    bank = RequestBank([Request("a", TEMPLATE, threshold=0.8), *BANK.requests[1:]])
+    assert search(coverage, boxes, cells=0.05).labels == ["a", "b"]
+    assert search(coverage, boxes, cells=0.05, bank=bank).labels == ["b"]
+
+
+def test_with_cells_the_threshold_is_one_of_whatever_scores_there_are(answers):
+    """The logarithm of four boxes is 1.39."""
+    coverage, boxes = answers
+    coverage[1, 3, 2:6] = 0.9
+    assert len(search(coverage, boxes, method="grouprect", threshold=1.3, cells=0.05)) == 1
+    assert not len(search(coverage, boxes, method="grouprect", threshold=1.45, cells=0.05))

@@ -4,23 +4,27 @@ A system joins with a class that has the two methods and a line in `MAKERS`, a f
 then `evaluate.py --protocol=requests` measures it and `rank_requests` ranks its requests.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sm_jax import boxes as box_ops
-from sm_jax import data, search
+from sm_jax import coverage_search, data, search
 from sm_jax.data import transforms
 from sm_jax.errors import ConfigError, DataError, ImageError
-from sm_jax.requests import RequestBank
+from sm_jax.requests import Request, RequestBank
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Predictor, parts, views
 from sm_jax.systems.ssm import model as ssm
 from sm_jax.systems.ssm import postprocess
 from sm_jax.systems.ssm import predict as ssm_predict
 
+COPIED = 32
+"""Requests that are copied to the device at once where they cannot stay there."""
 Encoded = Any
 """A request as the matcher keeps it; opaque to everything else, and never changed."""
 
@@ -54,6 +58,9 @@ class Matcher(Protocol):
           For each request `boxes` (n, 4) float32 xyxy pixels of the image and `scores` (n,) float32, finite,
           after suppression, in any order. As many as can be told apart, down to low scores: the average
           precision is cut where the list ends.
+
+        Raises:
+          ImageError: an image that cannot be searched; it is left out.
         """
 
 
@@ -121,13 +128,16 @@ class OS2DMatcher:
 
 
 class SSMMatcher:
-    """The single-shot semantic matcher's `Predictor` as a `Matcher`; images are letterboxed to its size."""
+    """The single-shot semantic matcher's `Predictor` as a `Matcher`; whole images are fitted into its size.
+
+    What it finds is what `RequestDetector.detect` finds with `threshold=-inf, cells=threshold`.
+    """
 
     def __init__(
         self,
         predictor: Any,
         *,
-        threshold: float = 0.05,
+        threshold: float = coverage_search.FLOOR,
         iou: float = 0.5,
         method: str = "default",
         max_detections: int = 100,
@@ -136,8 +146,8 @@ class SSMMatcher:
 
         Args:
           predictor: a `systems.ssm.predict.Predictor`.
-          threshold: of coverage.
-          iou, method: of `systems.postprocess.detect`.
+          threshold: coverage that a cell must exceed to take part.
+          iou, method: of `systems.ssm.postprocess.detect`.
           max_detections: per request.
 
         Raises:
@@ -146,35 +156,57 @@ class SSMMatcher:
         if method not in postprocess.METHODS:
             known = ", ".join(postprocess.METHODS)
             raise ConfigError(f"eval.postprocess: {method!r} is none of {known}")
-        if not (0 <= threshold <= 1 and 0 <= iou <= 1 and max_detections >= 1):
-            raise ConfigError("eval: threshold and nms_iou lie within 0..1, max_detections is 1 or more")
-        self._predictor, self._most = predictor, max_detections
-        self._options = {"threshold": threshold, "iou": iou, "method": method}
+        for name, value in (("threshold", threshold), ("nms_iou", iou)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"eval.{name}: must be within [0, 1], not {value}")
+        if max_detections < 1:
+            raise ConfigError(f"eval.max_detections: must be 1 or more, not {max_detections}")
+        self._predictor = predictor
+        self._options = {"threshold": -math.inf, "cells": threshold, "iou": iou, "method": method}
+        self._options["max_detections"] = max_detections
+        self._kept: tuple[Sequence[np.ndarray], Any] = (), None
 
     def encode(self, variables: Any, picture: np.ndarray) -> np.ndarray:
         """See `Matcher`."""
-        try:
-            return self._predictor.encode(variables, [picture])[0]
-        except DataError as error:
-            raise ImageError(str(error)) from None
+        with _refusals():
+            ready = ssm_predict.prepare_request(picture, self._predictor.config.request_size)
+        return self._predictor.encode(variables, ready[None])[0]
 
     def search(
         self, variables: Any, image: np.ndarray, encoded: Sequence[np.ndarray]
     ) -> list[dict[str, np.ndarray]]:
-        """See `Matcher`."""
+        """See `Matcher`. Raises ImageError for an image that is tiny or too thin to be fitted."""
         if not encoded:
             return []
-        canvas, factors, offset = transforms.letterbox_centred(image, self._predictor.config.image_size)
-        features = self._predictor.features(variables, transforms.bgr_minus_mean(canvas)[None])
-        coverage, boxes = self._predictor.search(variables, features, np.stack(encoded))
-        answers = []
-        for one, corners in zip(coverage[0], boxes[0], strict=True):
-            found, scores = postprocess.detect(one, corners, **self._options)
-            placed = (found - np.tile(offset, 2)) / np.tile(factors, 2)
-            placed = box_ops.clip(placed.astype(np.float32), image.shape[:2])
-            keep = np.flatnonzero(box_ops.nonempty(placed))[: self._most]
-            answers.append({"boxes": placed[keep], "scores": scores[keep]})
-        return answers
+        with _refusals():
+            layout = coverage_search.lay_out(image, self._predictor.config.image_size)
+        (corner,) = layout.corners
+        window = transforms.bgr_minus_mean(layout.picture(layout.resized(image), corner))
+        features = self._predictor.features(variables, window[None])
+        bank = RequestBank(Request(str(index), one[None]) for index, one in enumerate(encoded))
+        search = coverage_search.Search(layout, coverage_search.Options(bank, **self._options))
+        search.add(corner, *self._compare(variables, features, encoded))
+        return _by_request(search.result(), len(encoded))
+
+    def _compare(
+        self, variables: Any, features: np.ndarray, encoded: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Coverage (q, h, w) and boxes (q, h, w, 4) of one image.
+
+        Most images are searched for the same requests, which stay on the device: maps take longer to copy
+        than to search. Where only some of them are searched, these are copied, a few at a time.
+        """
+        if not {*map(id, encoded)} <= {*map(id, self._kept[0])}:
+            self._kept = (), None  # before others take its room
+            self._kept = list(encoded), self._predictor.keep(np.stack(encoded))
+        kept, requests = self._kept
+        if _same(encoded, kept):
+            parts = [requests]
+        else:
+            parts = (np.stack(encoded[first : first + COPIED]) for first in range(0, len(encoded), COPIED))
+        answers = [self._predictor.search(variables, features, part) for part in parts]
+        coverage, boxes = (np.concatenate(each, axis=1)[0] for each in zip(*answers, strict=True))
+        return coverage, boxes
 
 
 class DetectorMatcher:
@@ -182,14 +214,18 @@ class DetectorMatcher:
 
     def __init__(self, detector: Any, *, max_detections: int = 100, **options: Any):
         """`options` are those of `detector.detect`, such as `scales`; scales that are left out are chosen by
-        the sizes of all requests searched together."""
+        the sizes of all requests searched together. A detector with a `floor` (ssm) takes it as `cells`."""
+        floor = getattr(detector, "floor", None)
         self._detector = detector
-        self._options = options | {"max_detections": max_detections, "threshold": float("-inf")}
+        self._options = {} if floor is None else {"cells": floor}
+        self._options |= options | {"max_detections": max_detections, "threshold": -math.inf}
+        self._last: tuple[Sequence[RequestBank], RequestBank | None] = (), None
 
     def encode(self, variables: Any, picture: np.ndarray) -> Encoded:
         """See `Matcher`."""
         del variables
-        return self._detector.encode([picture])
+        with _refusals():
+            return self._detector.encode([picture])
 
     def search(
         self, variables: Any, image: np.ndarray, encoded: Sequence[Encoded]
@@ -198,16 +234,37 @@ class DetectorMatcher:
         del variables
         if not encoded:
             return []
-        requests = [
-            dataclasses.replace(request, label=str(index), threshold=None)
-            for index, bank in enumerate(encoded)
-            for request in bank
-        ]
-        bank = RequestBank(requests, fingerprint=encoded[0].fingerprint)
-        (found,) = self._detector.detect(image, bank, **self._options)
-        labels = np.asarray(found.labels, str)
-        rows = [labels == str(index) for index in range(len(encoded))]
-        return [{"boxes": found.boxes[row], "scores": found.scores[row]} for row in rows]
+        if not _same(encoded, self._last[0]):  # a detector keeps the last bank on the device
+            requests = [
+                dataclasses.replace(request, label=str(index), threshold=None)
+                for index, bank in enumerate(encoded)
+                for request in bank
+            ]
+            self._last = list(encoded), RequestBank(requests, fingerprint=encoded[0].fingerprint)
+        with _refusals():
+            (found,) = self._detector.detect(image, self._last[1], **self._options)
+        return _by_request(found, len(encoded))
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A picture that a model refuses is an `ImageError`: that picture is left out, and named."""
+    try:
+        yield
+    except DataError as error:
+        raise ImageError(str(error)) from None
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether both are the very same objects in the same order."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _by_request(found: Any, count: int) -> list[dict[str, np.ndarray]]:
+    """Detections whose labels are the numbers of `count` requests, for each request."""
+    number = np.array([int(label) for label in found.labels], int)
+    rows = [number == index for index in range(count)]
+    return [{"boxes": found.boxes[row], "scores": found.scores[row]} for row in rows]
 
 
 def make(config: Any) -> Matcher:

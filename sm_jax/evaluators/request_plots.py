@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.data.instances import cut
-from sm_jax.evaluators import request_search as searching
 from sm_jax.evaluators.request_metrics import ClassScore
 
 IMAGES = 3  # searched images beside each request

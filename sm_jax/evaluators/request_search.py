@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.data import Source, order
-from sm_jax.data.instances import Instance, cut
+from sm_jax.data.instances import Instance, Instances, cut
 from sm_jax.errors import ImageError
 from sm_jax.evaluators.damaged import Damaged
 from sm_jax.evaluators.request_matchers import Encoded, Matcher
@@ -18,7 +18,10 @@ Progress = Callable[[Iterable, str], Iterable]
 
 
 class Scene(NamedTuple):
-    """One image to search: its index in its source, and what is there; labels are of the requests' source."""
+    """One image to search: its index in its source, and what is there; labels are of the requests' source.
+
+    The `image_id` of a damaged image that has no annotation without its pixels is "", and nothing is there.
+    """
 
     index: int
     image_id: str
@@ -44,15 +47,10 @@ class Found(NamedTuple):
 
 def instances(source: Source, indices: Iterable[int], *, min_side: float) -> list[Instance]:
     """The objects of these images that can be requests: not difficult, no side under `min_side` pixels."""
-    listed = []
-    for index in indices:
-        entry = source.annotation(index)
-        for number, (box, label, difficult) in enumerate(
-            zip(entry["boxes"], entry["labels"], entry["difficult"], strict=True)
-        ):
-            if not difficult and min(box[2] - box[0], box[3] - box[1]) >= min_side:
-                listed.append(Instance(index, number, int(label), box, entry["image_id"]))
-    return listed
+    indices = list(indices)
+    found = Instances([_annotation(source, index) for index in indices], source.num_classes, min_side)
+    chosen = [found[row] for row in np.flatnonzero(found.request)]
+    return [instance._replace(index=indices[instance.index]) for instance in chosen]
 
 
 def split(count: int, *, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -85,12 +83,26 @@ def scenes(source: Source, indices: Iterable[int], class_names: Sequence[str]) -
     table = np.array([number.get(name, -1) for name in source.class_names], np.int64)
     listed = []
     for index in indices:
-        entry = source.annotation(index)
+        entry = _annotation(source, index)
         labels = table[entry["labels"]]
         known = labels >= 0
         kept = [entry[key][known] for key in ("boxes", "difficult")]
         listed.append(Scene(index, entry["image_id"], kept[0], labels[known], kept[1]))
     return listed
+
+
+def _annotation(source: Source, index: int) -> dict[str, Any]:
+    """What is in an image; nothing in a damaged one, which is named when it is read."""
+    try:
+        return source.annotation(index)
+    except ImageError:
+        return {
+            "image_id": "",
+            "size": (0, 0),
+            "boxes": np.zeros((0, 4), np.float32),
+            "labels": np.zeros(0, np.int32),
+            "difficult": np.zeros(0, bool),
+        }
 
 
 def wanted(
@@ -148,7 +160,8 @@ def search(
     damaged: Damaged,
     progress: Progress,
 ) -> list[dict[int, Found]]:
-    """For each request, what it found: index of the image -> `Found`; damaged images are left out."""
+    """For each request, what it found: index of the image -> `Found`; images that are damaged or refused are
+    left out."""
     labels = sorted({candidate.label for candidate in candidates})
     result: list[dict[int, Found]] = [{} for _ in candidates]
     asked = wanted(listed, labels, negatives=negatives, seed=seed)
@@ -160,7 +173,11 @@ def search(
             damaged.add("image", str(error), total=len(todo))
             continue
         mine = [position for position, candidate in enumerate(candidates) if candidate.label in some]
-        found = matcher.search(variables, image, [candidates[position].encoded for position in mine])
+        try:
+            found = matcher.search(variables, image, [candidates[position].encoded for position in mine])
+        except ImageError as error:
+            damaged.add("image", f"{scene.image_id}: {error}", total=len(todo))
+            continue
         for position, one in zip(mine, found, strict=True):
             rows = scene.labels == candidates[position].label
             outcome = match(

@@ -118,9 +118,9 @@ def metric_names(config: Any) -> list[str]:
 
 
 def seen_classes(data: Any) -> frozenset[str] | None:
-    """Names of the classes of the training split of config section `data`; None if it has none."""
+    """Names of the classes of what config section `data` trains on; None if it has no such split."""
     try:
-        return frozenset(data_lib.make_source(data, "train").class_names)
+        return frozenset(data_lib.make_source(data, data.get("train_split", "train")).class_names)
     except DataError:
         return None
 
@@ -193,6 +193,7 @@ class RequestEvaluator:
         self._test = searching.scenes(source, indices, names)
         self._validation = searching.scenes(self.validation_source, held, names)
         both = {scene.image_id for scene in self._test} & {scene.image_id for scene in self._validation}
+        both.discard("")
         if validation is not None and both:
             raise DataError(
                 f"{len(both)} images are in the validation and in the test split (such as {min(both)}); the "

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sm_jax import evaluators
-from sm_jax.errors import ConfigError, DataError
+from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import report, request_plots, requests
 from sm_jax.evaluators import request_search as searching
 from sm_jax.evaluators.requests import METRICS, RequestEvaluator, RequestOptions
@@ -180,6 +180,47 @@ def test_no_images_or_unreadable_ones_are_one_line():
     assert evaluator.images["test"] == 2 and "left out: 2.png: damaged" in evaluator.table()
 
 
+class Unknown(Tiles):
+    """A folder per class: a damaged picture has no size, so no annotation either."""
+
+    def annotation(self, index):
+        if index in self.damaged:
+            raise ImageError(f"{self.prefix}{index}.png: damaged")
+        return super().annotation(index)
+
+
+@pytest.mark.parametrize("test,held,line", [([0], [], "0.png: damaged"), ([], [0], "v0.png: damaged")])
+def test_a_damaged_picture_without_annotation_is_left_out_and_named(test, held, line):
+    evaluator = RequestEvaluator(
+        Scripted(confusion=CONFUSION),
+        Unknown([["0.5"], *TEST] if test else TEST, damaged=test),
+        validation=Unknown([["0.5"], *VALIDATION] if held else VALIDATION, damaged=held, prefix="v"),
+        options=RequestOptions(validation_share=0.0),
+    )
+    np.testing.assert_equal(dict(evaluator.run(None)), dict(_evaluator().run(None)))
+    assert evaluator.skipped == [line] and evaluator.images == {"validation": 2, "test": 2}
+    first = len(test)
+    assert [c.instance.index for c in evaluator.candidates] == [first, first, first + 1, first + 1]
+
+
+def test_damaged_pictures_are_not_taken_for_one_image_of_two_splits():
+    both = [Unknown([["0.5"], *rows], damaged=[0]) for rows in (TEST, VALIDATION)]
+    both[1].prefix = "v"
+    RequestEvaluator(Scripted(), both[0], validation=both[1])
+
+
+def test_an_image_that_the_matcher_refuses_is_left_out_and_named():
+    class Picky(Scripted):
+        def search(self, variables, image, encoded):
+            if image.shape[1] == 100:
+                raise ImageError("image: is too thin")
+            return super().search(variables, image, encoded)
+
+    evaluator = _evaluator([*TEST, [""]], matcher=Picky(confusion=CONFUSION), validation=None)
+    assert dict(evaluator.run(None))["all/average_mAP"] == 0.75
+    assert evaluator.skipped == ["2: image: is too thin"] and evaluator.images["test"] == 2
+
+
 def test_validation_images_must_be_others():
     with pytest.raises(DataError, match="2 images are in the validation and in the test split"):
         RequestEvaluator(Scripted(), Tiles(TEST), validation=Tiles(TEST))
@@ -294,6 +335,20 @@ def test_the_protocol_is_chosen_by_the_config(monkeypatch):
         evaluators.make(_config(requests={"validation": "val"}))
     with pytest.raises(ConfigError, match="config.eval.requests.capp: unknown key; .*"):
         evaluators.make(_config(requests={"capp": 1}))
+
+
+def test_seen_classes_are_those_that_training_takes(monkeypatch):
+    classes = {"train": ("cat", "dog"), "train:seen": ("cat",)}
+
+    def make_source(data, split):
+        if split not in classes:
+            raise DataError("no such split")
+        return Tiles(TEST, names=classes[split])
+
+    monkeypatch.setattr(requests.data_lib, "make_source", make_source)
+    for split, names in ((None, {"cat", "dog"}), ("train:seen", {"cat"}), ("other", None)):
+        data = ConfigDict({"source": "mine"} | ({} if split is None else {"train_split": split}))
+        assert requests.seen_classes(data) == names
 
 
 def test_other_protocols_and_systems_of_phrases_are_refused():
