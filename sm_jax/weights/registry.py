@@ -112,6 +112,15 @@ REGISTRY = {
             note="packaged; finds coloured circles, squares and triangles by phrases, nothing else",
         ),
         Weights(
+            name="ssm-shelves",
+            architecture="ssm, product_gap",
+            files=("ssm_shelves_fp16.safetensors",),
+            sha256="528a4ebeeb358c8d75e09ea80ff5acdc10f526ddcc48754e84308630794b5d9d",
+            licence="Apache-2.0; its frozen stages of unrestricted use (BVLC)",
+            source="this library's run of configs/ssm.py:fusion=product_gap, from googlenet-bvlc",
+            note="packaged; 600 steps on generated shelves, for trying the system out",
+        ),
+        Weights(
             name="mobilenetv2-tv-head",
             architecture="mobilenetv2 + classifier of 1000 classes",
             files=("mobilenetv2-tv-head.safetensors", "mobilenetv2_torchvision_fp32.safetensors"),
