@@ -66,8 +66,8 @@ def lom(scores, source_boxes, target_boxes, *, inplace=False):
         chosen = offsets[neighbours, read[neighbours].argmax(axis=1)]
         centre = np.ones(3)
         for _ in range(LOM_ITERATIONS if len(neighbours) else 0):
-            weights = 1 / (np.abs(chosen - centre) + np.finfo(np.float64).eps)
-            centre = (weights * chosen).sum(axis=0) / weights.sum(axis=0)
+            away = np.abs(chosen - centre) + np.finfo(np.float64).eps
+            centre = (chosen / away).sum(axis=0) / (1 / away).sum(axis=0)
         away = np.abs(offsets[i] - centre)
         closeness = np.exp(-LOM_DISTANCE * np.hypot(away[:, 0], away[:, 1]) - LOM_SCALE * away[:, 2])
         written[i] = read[i] * closeness * (best[neighbours].sum() / best.sum())
