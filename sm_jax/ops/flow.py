@@ -48,7 +48,7 @@ def dense_flow(
     """Every source pixel follows the most confident match that covers it.
 
     The match of row i maps its source box linearly onto its target box, corners rounded to pixels; where a
-    pixel lands is rounded (halves up) and cut to the target image. Ties go to the first match. Matches with a
+    pixel lands is rounded (halves away from 0) and cut to the target image. Ties go to the first match. Matches with a
     box that is at most 1 pixel wide or high, mirrored or not finite, or with a confidence that is not finite,
     are left out; without any match everything is missing.
 
@@ -170,7 +170,7 @@ def lab(image: np.ndarray) -> np.ndarray:
     rgb = np.asarray(image, np.float64) / 255
     linear = np.where(rgb <= 0.018 * 4.5138, rgb / 4.5138, ((rgb + 0.099) / 1.099) ** (1 / 0.45))
     xyz = linear @ np.linalg.inv(_XYZ_TO_RGB).T / _WHITE
-    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    x, y, z = np.moveaxis(np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * 841 / 108 + 4 / 29), -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
