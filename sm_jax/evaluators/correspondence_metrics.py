@@ -85,7 +85,7 @@ def keypoint_distances(
 
 
 def pck(distances: np.ndarray, alpha: float) -> float:
-    """Percentage of correct key-points of one pair, as a fraction: distances < alpha; NaN without a value."""
+    """Fraction of correct key-points of one pair, those with a distance < alpha; NaN without a value."""
     distances = np.asarray(distances)
     if not len(distances) or np.isnan(distances).any():
         return float("nan")
@@ -100,9 +100,9 @@ def mean_over_pairs(values: Sequence[float]) -> tuple[float, int]:
 
 
 def mean_over_classes(values: Sequence[float], classes: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """Unweighted mean over classes of the class means, and these by name; classes without a value are left out.
+    """Unweighted mean over classes of the class means, and these by name.
 
-    The published "mean" of PF-PASCAL is that over pairs, not this one.
+    Classes without a value are left out. The published "mean" of PF-PASCAL is that over pairs, not this one.
     """
     values, classes = np.asarray(values, np.float64), np.asarray(classes)
     if values.shape != classes.shape:
@@ -113,7 +113,7 @@ def mean_over_classes(values: Sequence[float], classes: Sequence[str]) -> tuple[
 
 
 def pcr(overlaps: Sequence[np.ndarray]) -> np.ndarray:
-    """Percentage of correct regions over tau = 0, 0.01 ... 1: (101,) fractions.
+    """Fraction of correct regions over tau = 0, 0.01 ... 1: (101,).
 
     Args:
       overlaps: per pair, the IoU of each active region's match with its true box. A region is correct where
@@ -140,7 +140,7 @@ def miou_at_k(overlaps: Sequence[np.ndarray], confidences: Sequence[np.ndarray])
 
 
 def area_under_curve(curve: np.ndarray) -> float:
-    """Area under the first 100 values of `pcr` or `miou_at_k`, by trapezoids of width 0.01 (so at most 0.99)."""
+    """Area under the first 100 values of `pcr` or `miou_at_k`: trapezoids of width 0.01, at most 0.99."""
     return float(np.trapezoid(np.asarray(curve)[:STEPS], dx=1 / STEPS))
 
 

@@ -20,8 +20,8 @@ def hard_negative_hinge(
 ) -> Array:
     """Mean hinge of positives (margin 1) and of the hardest negatives (margin -1) of one pair, a scalar.
 
-    Positives of a row are the targets with IoU > `positive_iou`, n of them; its negatives the n highest scores
-    among those with IoU <= `negative_iou` (ties: the first; fewer if there are fewer). The sum of
+    Positives of a row are the targets with IoU > `positive_iou`, n of them; its negatives are the n highest
+    scores among those with IoU <= `negative_iou` (ties: the first; fewer if there are fewer). The sum of
     max(0, 1 - z) and max(0, 1 + z) is divided by twice the number of positives of all rows; without any the
     loss is 0. No gradient through the choice, nor at the margin. Scores that are never negative keep the loss
     at 1/2 or above when no row is short of negatives.

@@ -18,7 +18,11 @@ GUIDANCE_SHARPNESS, FLOW_SHARPNESS = 30.0, 15.0
 _LEAST_WEIGHT = 1e-5
 _SOLVES = 2
 # Rec. 709 primaries, white D65 (X, Y, Z to linear R, G, B), and the constants of its transfer curve
-_XYZ_TO_RGB = [[3.240479, -1.53715, -0.498535], [-0.969256, 1.875992, 0.041556], [0.055648, -0.204043, 1.057311]]
+_XYZ_TO_RGB = [
+    [3.240479, -1.53715, -0.498535],
+    [-0.969256, 1.875992, 0.041556],
+    [0.055648, -0.204043, 1.057311],
+]
 _WHITE = np.array([0.950456, 1.0, 1.088754])
 
 
@@ -153,7 +157,9 @@ def smooth(values: np.ndarray, where: np.ndarray, guidance: np.ndarray) -> np.nd
     solution = np.ones((size, 1))
     for _ in range(_SOLVES):
         weights = SMOOTHNESS * fixed * _edge_weights(solution, a, b, FLOW_SHARPNESS)
-        between = scipy.sparse.coo_array((np.tile(-weights, 2), (np.r_[a, b], np.r_[b, a])), shape=(size, size))
+        between = scipy.sparse.coo_array(
+            (np.tile(-weights, 2), (np.r_[a, b], np.r_[b, a])), shape=(size, size)
+        )
         system = (between + scipy.sparse.diags_array(known.ravel() - between.sum(axis=1))).tocsc()
         factors = scipy.sparse.linalg.splu(
             system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
