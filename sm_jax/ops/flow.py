@@ -1,7 +1,7 @@
 """Dense flow from region matches: where every source pixel goes, which are kept, and a smooth field of all.
 
-Host code, float64 NumPy (SciPy for the smooth field). Boxes are the library's; the published code maps between
-1-based inclusive corners, so a matched pair of boxes maps the centre of the first pixel onto the centre of the
+Host code, float64 NumPy (SciPy for the smooth field). Boxes are the library's; the published code maps
+between 1-based inclusive corners, so that a pair of boxes maps the centre of the first pixel onto that of the
 first and the last onto the last. A displacement is the same in both conventions. Source: Proposal Flow (CVPR
 2016), sec. 3.3, and the published code; specification sec. 7.
 """
@@ -52,9 +52,9 @@ def dense_flow(
     """Every source pixel follows the most confident match that covers it.
 
     The match of row i maps its source box linearly onto its target box, corners rounded to pixels; where a
-    pixel lands is rounded (halves away from 0) and cut to the target image. Ties go to the first match. Matches with a
-    box that is at most 1 pixel wide or high, mirrored or not finite, or with a confidence that is not finite,
-    are left out; without any match everything is missing.
+    pixel lands is rounded (halves away from 0) and cut to the target image. Ties go to the first match.
+    Matches with a box that is at most 1 pixel wide or high, mirrored or not finite, or with a confidence that
+    is not finite, are left out; without any match everything is missing.
 
     Args:
       source_boxes, target_boxes: "k 4" xyxy pixels, row by row the two sides of a match.
@@ -72,8 +72,8 @@ def dense_flow(
     confidence = np.asarray(confidence, np.float64).reshape(-1)
     if not len(source) == len(target) == len(confidence):
         raise DataError(
-            f"flow of {len(source)} source boxes, {len(target)} target boxes and {len(confidence)} confidences; "
-            "give one of each per match"
+            f"flow of {len(source)} source boxes, {len(target)} target boxes and {len(confidence)} "
+            "confidences; give one of each per match"
         )
     (height, width), target_extent = source_size, np.array(target_size[::-1], np.float64)
     where_to = np.full((height, width, 2), np.nan)

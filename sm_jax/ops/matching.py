@@ -1,11 +1,11 @@
 """Scores of all matches of two sets of regions: SCNet's and those of Proposal Flow (NAM, PHM, LOM).
 
-Every function takes the similarities of one pair, "n m" (row: a region of the source image, column: one of the
-target), and returns scores of the same shape; `vmap` over pairs. `where` (bool "n m") marks the real matches
-when the sets are padded: the others score 0 and count for nothing. Bins and gates come from the host
-(`sm_jax.ops.hough`). What has no support scores 0: a match in no bin, a row without any valid match, everything
-when no match is similar; `best_matches` then gives confidence 0. The same in float64 NumPy, by the definitions:
-`matching_reference`.
+Every function takes the similarities of one pair, "n m" (row: a region of the source image, column: one of
+the target), and returns scores of the same shape; `vmap` over pairs. `where` (bool "n m") marks the real
+matches when the sets are padded: the others score 0 and count for nothing. Bins and gates come from the host
+(`sm_jax.ops.hough`). What has no support scores 0: in NAM, PHM and LOM a match that fails the gate or lies in
+no bin; everywhere all matches when none is similar, and `best_matches` then gives confidence 0. The same in
+float64 NumPy, by the definitions: `matching_reference`.
 
 Sources: SCNet (ICCV 2017), sec. 3; Proposal Flow (CVPR 2016), sec. 3; factors and constants of the published
 code.
@@ -43,8 +43,8 @@ def scnet_scores(
     """SCNet's score of every match: A without `bins`, AG with them, AG+ with `geometry` too.
 
     f (V(max(g - vote_threshold, 0)) + vote_bias) with f = max(similarity, 0), g = max(geometry, 0), or f in
-    AG, and V the sum over the bin; A is f alone. The defaults of threshold and bias are those of the published
-    code; 0 and 0 are the paper. The published AG does not rectify the similarity outside the vote:
+    AG, and V the sum over the bin; A is f alone. The defaults of threshold and bias are those of the
+    published code; 0 and 0 are the paper. The published AG does not rectify the similarity outside the vote:
     `outer_relu=False`.
 
     Args:

@@ -1,9 +1,8 @@
 """Which matches of two sets of boxes agree in offset: a grid over translation and scale, and its bins.
 
-A match of a source box with a target box says where the source image would lie in the target: the bottom-right
-corner of the source image, moved with the match, lands at (x, y), and areas change by the factor 2 ** s. Two
-matches share a bin when both lands close together (SCNet, ICCV 2017, sec. 3.2; Proposal Flow, CVPR 2016,
-sec. 3.1).
+A match of a source box with a target box says where the source image would lie in the target: its
+bottom-right corner, moved with the match, lands at (x, y), and areas change by the factor 2 ** s. Matches
+that agree in the three share a bin (SCNet, ICCV 2017, sec. 3.2; Proposal Flow, CVPR 2016, sec. 3.1).
 
 Bins depend on the boxes alone. They are computed here once, on the host in float64 NumPy: integer boxes
 hit edges exactly, and float32 would put 1 in 1,000 to 10,000 matches in another bin than the original. Boxes
@@ -125,7 +124,7 @@ def edge_margin(
 ) -> np.ndarray:
     """How safe each bin is from rounding: distance of a match to the nearest edge, in bin widths.
 
-    Arguments as of `bins`. Returns float64 "n m": the least over x, y and s; infinite where a box has no size.
+    Arguments as of `bins`. Returns float64 "n m": the least over x, y and s; infinite without a size.
     """
     cells = grid(target_size, kind=kind)
     sized = _has_size(source_boxes)[:, None] & _has_size(target_boxes)[None, :]

@@ -134,7 +134,7 @@ def _powers(x: Array, axis: int) -> Array:
 
 
 def _bin_windows(low: Array, high: Array, cells: int, bins: int) -> tuple:
-    """Two windows that cover every bin: ends "n" in cells -> (level, (first start, second start), some) "n bins"."""
+    """Two windows that cover every bin: ends "n" in cells -> (level, two starts, some), each "n bins"."""
     start, end, real = _bin_ends(low, high, bins)
     start, end = jnp.clip(start, 0, cells), jnp.clip(end, 0, cells)
     size = jnp.maximum(end - start, 1)
