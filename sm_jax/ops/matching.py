@@ -156,7 +156,7 @@ def lom(
     index = jnp.arange(scores.shape[0])
     best_offsets, best_scores = jax.vmap(best)(index, scores)
     if not inplace:
-        return jax.vmap(update, (0, 0, None, None))(index, scores, best_offsets, best_scores)
+        return jax.lax.map(lambda row: update(*row, best_offsets, best_scores), (index, scores), batch_size=128)
 
     def step(carry, index):
         best_offsets, best_scores = carry
