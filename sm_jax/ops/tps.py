@@ -75,10 +75,9 @@ def fit(source: np.ndarray, target: np.ndarray) -> Spline:
     solution = np.linalg.solve(system, np.concatenate([target, np.zeros((3, 2))]))
     weights, (constant, *linear) = solution[:count], solution[count:]
     weights, linear = weights / extents[0] ** 2, np.array(linear) / extents[0]
-    # r^2 ln(r / e) = r^2 ln r - r^2 ln e, and the last sums to an affine function of the place
-    squares = np.log(extents[0]) * weights
-    constant = constant - middle @ linear - np.sum(source**2, axis=1) @ squares
-    linear = linear + 2 * source.T @ squares
+    # r^2 ln(r / e) = r^2 ln r - r^2 ln e; as the weights and their first moments sum to 0, the last term sums
+    # to a constant
+    constant = constant - middle @ linear - np.log(extents[0]) * (np.sum(spread**2, axis=1) @ weights)
     return Spline(source, weights, np.concatenate([constant[None], linear]))
 
 
