@@ -48,8 +48,8 @@ def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[in
     Rounding as published and in torchvision: the box covers the cells from `round(x1 / stride)` to
     `round(x2 / stride)`, both included (at least one); bin k of b covers those from `floor(k * size / b)` to
     `ceil((k + 1) * size / b)` (excluded). A bin without cells inside the map, or of a box that is not finite,
-    is 0. Neighbouring bins may share cells, and equal cells share the gradient. (MatConvNet's
-    reading of the corners: `roi_max_matconvnet`.)
+    is 0. Neighbouring bins may share cells, and equal cells share the gradient. For MatConvNet's reading of
+    the corners see `roi_max_matconvnet`.
 
     Args:
       features: "h w c".
