@@ -156,7 +156,12 @@ def lom(
     index = jnp.arange(scores.shape[0])
     best_offsets, best_scores = jax.vmap(best)(index, scores)
     if not inplace:
-        return jax.lax.map(lambda row: update(*row, best_offsets, best_scores), (index, scores), batch_size=128)
+
+        def row(at):
+            return update(*at, best_offsets, best_scores)
+
+        # all rows at once would stream 20 times over "n n 3"
+        return jax.lax.map(row, (index, scores), batch_size=128)
 
     def step(carry, index):
         best_offsets, best_scores = carry
