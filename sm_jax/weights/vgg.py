@@ -54,13 +54,11 @@ def fold_average(tensors: Mapping[str, np.ndarray], average: np.ndarray) -> dict
     latter is exact but for the outermost pixels.
     """
     result = dict(tensors)
-    kernel = np.asarray(tensors["params/backbone/conv1_1/kernel"], np.float64)
+    first = "params/backbone/conv1_1"
+    kernel = np.asarray(tensors[f"{first}/kernel"], np.float64)
     offset = (kernel * (255.0 * np.asarray(MEAN) - average)[:, None]).sum((0, 1, 2))
-    result["params/backbone/conv1_1/kernel"] = (kernel * (255.0 * np.asarray(STD))[:, None]).astype(
-        np.float32
-    )
-    bias = tensors["params/backbone/conv1_1/bias"]
-    result["params/backbone/conv1_1/bias"] = (bias + offset).astype(np.float32)
+    result[f"{first}/kernel"] = (kernel * (255.0 * np.asarray(STD))[:, None]).astype(np.float32)
+    result[f"{first}/bias"] = (tensors[f"{first}/bias"] + offset).astype(np.float32)
     return result
 
 
