@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sm_jax import matlab
 from sm_jax.errors import WeightsError
 from sm_jax.weights.structure import Entry
 
@@ -86,21 +87,8 @@ def read_mat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       WeightsError: no such file, not a MATLAB file of version 5 to 7, or no MatConvNet net.
     """
-    import scipy.io
-
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_MAT_BYTES:
-            raise WeightsError(f"{path}: larger than {MAX_MAT_BYTES >> 30} GiB, which no VGG16 file is")
-        content = scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except NotImplementedError:
-        raise WeightsError(f"{path}: MATLAB 7.3; save it in MATLAB with save(..., '-v7')") from None
-    except WeightsError:
-        raise
-    except Exception as error:  # scipy raises many kinds on damaged files
-        raise WeightsError(f"{path}: not a readable MATLAB file ({str(error)[:80]})") from None
+    content = matlab.load(path, max_bytes=MAX_MAT_BYTES, error=WeightsError)
     net = content.get("net", None)
     found = getattr(net, "layers", content.get("layers"))
     if not isinstance(found, np.ndarray) or found.dtype != object:
