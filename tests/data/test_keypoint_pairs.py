@@ -227,7 +227,7 @@ def test_own_csv_faults(own):
     )
     fails(r"line 2: key-point 0 is \[nan, 1.0\]", read, "a.png,b.png,x,nan,1,1,1")
     fails(r"line 2: key-point 1 is \[inf, 1.0\]", read, "a.png,b.png,x,2;inf,1;1,1;1,1;1")
-    fails("1 key-points in the source, 2 in the target", read, "a.png,b.png,x,1,1,1;2,1;2")
+    fails(r"unlike numbers of coordinates \(XA 1, YA 1, XB 2, YB 2\)", read, "a.png,b.png,x,1,1,1;2,1;2")
     fails("no pair with a key-point that is visible", read, "a.png,b.png,x,-1,-1,1,1")
     fails("columns XA, YA, XB, YB are missing", read, "a.png,b.png,x", "source_image,target_image,class")
     fails("no such", open_pairs, own / "nothing.csv")
