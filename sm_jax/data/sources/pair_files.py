@@ -9,7 +9,8 @@
 
 A point that is invisible is -1, -1 (or nan, nan) in the CSV and null (or [-1, -1]) in the JSON. `class` and
 `split` may be left out in the JSON, `split` in the CSV. Coordinates have pixel edges on integers (the centre
-of the first pixel is 0.5, 0.5), or with `convention="matlab"` count pixel centres from 1, as PF-PASCAL's lists.
+of the first pixel is 0.5, 0.5), or with `convention="matlab"` count pixel centres from 1, as the lists of
+PF-PASCAL do.
 """
 
 from pathlib import Path
