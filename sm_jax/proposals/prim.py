@@ -19,6 +19,8 @@ SCALE, SIGMA, MIN_SIZE = 100, 0.8, 100  # of the superpixels
 BINS = 16  # per channel of the LAB histograms
 ENERGY = 2.0  # a draw's patience is uniform in [0, ENERGY)
 BIAS, BY_SIZE, BY_BORDER, BY_COLOUR = 3.0017, 2.3655, 1.0029, 2.6864
+BLOCK = 16  # weights that are summed before one is drawn
+IDLE = 0.2  # share of stopped groups at which their rows are removed
 CELLS = 1 << 20  # of one array of the growing groups, which should fit the processor's cache
 
 _SIZES = """0 .0005 .0017 .0054 .0121 .0243 .0386 .0533 .079 .107 .165 .207 .241 .32 .383 .466 .583 .727 1"""
@@ -142,25 +144,27 @@ def grow(graph: Graph, starts: np.ndarray, energies: np.ndarray, uniforms: np.nd
       `(m, 4)` int32.
     """
     size, rows = len(graph.areas), np.arange(len(starts))
-    weights = np.zeros(
-        (len(starts), size + 1)
-    )  # of the edges to each superpixel outside; the last is padding
+    # of the edges to each superpixel outside; behind the last is padding, to full blocks
+    weights = np.zeros((len(starts), (size // BLOCK + 1) * BLOCK))
     inside = np.zeros((len(starts), size + 1), bool)
     inside[rows, starts] = True
     weights[rows[:, None], graph.neighbours[starts]] = graph.chances[starts]
     area, box = graph.areas[starts].copy(), graph.boxes[starts].copy()
-    result, alive = box.copy(), rows
+    result, alive, stopped = box.copy(), rows, np.zeros(len(starts), bool)
     for step in range(size - 1):
-        joined = _draw(weights, uniforms[step, alive, 0])
+        joined = _draw_blockwise(weights, uniforms[step, alive, 0])
         nearby, chances = graph.neighbours[joined], graph.chances[joined]
         leads = chances * inside[rows[:, None], nearby]
         edge = chances[rows, _draw(leads, uniforms[step, alive, 1])]
-        goes_on = smaller(area) + 1 - edge <= energies[alive]
-        if not goes_on.all():
-            result[alive[~goes_on]] = box[~goes_on]
-            alive, weights, inside = alive[goes_on], weights[goes_on], inside[goes_on]
-            area, box, rows = area[goes_on], box[goes_on], np.arange(len(alive))
-            joined, nearby, chances = joined[goes_on], nearby[goes_on], chances[goes_on]
+        stops = ~stopped & (smaller(area) + 1 - edge > energies[alive])
+        result[alive[stops]] = box[stops]
+        stopped |= stops
+        # copying the rows at every stop would cost more than letting the stopped ones grow on, unseen
+        if stopped.mean() > IDLE or stopped.all():
+            on = ~stopped
+            alive, weights, inside, stopped = alive[on], weights[on], inside[on], stopped[on]
+            area, box, rows = area[on], box[on], np.arange(len(alive))
+            joined, nearby, chances = joined[on], nearby[on], chances[on]
             if not len(alive):
                 return result
         area += graph.areas[joined]
@@ -169,7 +173,7 @@ def grow(graph: Graph, starts: np.ndarray, energies: np.ndarray, uniforms: np.nd
         inside[rows, joined] = True
         weights[rows, joined] = 0
         weights[rows[:, None], nearby] += chances * ~inside[rows[:, None], nearby]
-    result[alive] = box
+    result[alive[~stopped]] = box[~stopped]
     return result
 
 
@@ -204,6 +208,19 @@ def _draw(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     # below the total also where the product rounds up to it, so that no index of weight 0 is ever drawn
     threshold = np.minimum(uniform * total, np.nextafter(total, 0))
     return np.argmax(sums > threshold[:, None], axis=1)
+
+
+def _draw_blockwise(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """`_draw` for wide rows `(m, b * BLOCK)`: sums of blocks choose a block, then its weights one of it."""
+    rows = np.arange(len(weights))
+    blocks = weights.reshape(len(weights), -1, BLOCK)
+    sums = np.cumsum(blocks @ np.ones(BLOCK), axis=1)
+    threshold = np.minimum(uniform * sums[:, -1], np.nextafter(sums[:, -1], 0))
+    block = np.argmax(sums > threshold[:, None], axis=1)
+    before = np.where(block > 0, sums[rows, block - 1], 0.0)
+    inner = np.cumsum(blocks[rows, block], axis=1)
+    rest = np.minimum(threshold - before, np.nextafter(inner[:, -1], 0))
+    return block * BLOCK + np.argmax(inner > rest[:, None], axis=1)
 
 
 def _pick(weights, uniform: float) -> int:

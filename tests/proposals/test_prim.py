@@ -40,6 +40,15 @@ def test_a_zero_weight_is_never_drawn():
     assert drawn.tolist() == [1, 1, 3, 3]
 
 
+def test_drawing_by_blocks_is_drawing():
+    rng = np.random.default_rng(0)
+    weights = rng.random((500, 5 * prim.BLOCK)) * (rng.random((500, 5 * prim.BLOCK)) < 0.1)
+    weights[:, 7] += 0.1
+    uniform = rng.random(500)
+    uniform[:3] = 0, np.nextafter(1, 0), 0.5
+    np.testing.assert_array_equal(prim._draw_blockwise(weights, uniform), prim._draw(weights, uniform))
+
+
 def test_graph_of_three_superpixels_by_hand():
     labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2]])
     lab = np.zeros((3, 4, 3))
