@@ -102,6 +102,8 @@ def _imagenet(leaves: Mapping[str, Any]) -> str:
     """The registered ImageNet features that fit a backbone."""
     if any(name.startswith("params/backbone/features_") for name in leaves):
         return "mobilenetv2-tv"
+    if any(name.startswith("params/backbone/conv4_3/") for name in leaves):
+        return "vgg16-tv"
     deep = structure.recognise({name: tuple(leaf.shape) for name, leaf in leaves.items()}).depth == 101
     return "resnet101-tv" if deep else "resnet50-caffe-c4"
 
