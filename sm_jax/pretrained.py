@@ -124,7 +124,7 @@ def begin(config: Any) -> tuple[dict, list[str]]:
 
     shapes = flatten(jax.eval_shape(everything))
     parts = start.parts_of(shapes)
-    loaded = {part for part in parts if init.get("model") or init.get(part)}
+    loaded = {part for part in parts if init.get("model") or start.asked_for(init, part)}
 
     def remaining():
         return {

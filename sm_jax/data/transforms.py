@@ -31,6 +31,33 @@ def normalize(image: np.ndarray) -> np.ndarray:
     return out
 
 
+def bgr_minus_mean(image: np.ndarray, mean: float | tuple[float, float, float] = 127.0) -> np.ndarray:
+    """uint8 `(..., 3)` RGB -> float32 `(..., 3)` in BGR order, minus `mean` (one value, or of B, G, R).
+
+    Not scaled. What Caffe's GoogLeNet takes: 127 in the single-shot semantic matcher (a border of that grey
+    is 0), 104 117 123 in the classifying network. Source: SSM specification, sec. 1.
+    """
+    return image[..., ::-1].astype(np.float32) - np.asarray(mean, np.float32)
+
+
+def letterbox_centred(
+    image: np.ndarray, size: tuple[int, int], *, fill: int = 127
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A uint8 picture scaled, up or down, to fit into `size` (h, w), in the middle of a canvas of `fill`.
+
+    Returns:
+      The canvas uint8 (h, w, 3), the factors f32 (x, y) of coordinates and the offset f32 (x, y) added after
+      them. Source: the published sample pair of SSM (specification, sec. 0).
+    """
+    factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (min(max(round(n * factor), 1), m) for n, m in zip(image.shape[:2], size, strict=True))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas = np.full((*size, 3), fill, np.uint8)
+    canvas[top : top + height, left : left + width] = images.resize(image, (height, width))
+    scale = np.array([width / image.shape[1], height / image.shape[0]], np.float32)
+    return canvas, scale, np.array([left, top], np.float32)
+
+
 def denormalize(image: np.ndarray) -> np.ndarray:
     """Inverse of `normalize`, rounded and clipped to uint8; for pictures of a batch."""
     values = image * np.asarray(STD, np.float32) + np.asarray(MEAN, np.float32)

@@ -23,18 +23,23 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     `sgd` is `torch.optim.SGD`: weight decay is added to the gradient, then momentum without dampening (OS2D,
     ECCV 2020, trains so). `adam` adds the decay to the gradient too; `adamw` adds it to the direction.
     Parts of the model named in `adam_parts` use `adam`, with `adam_lr` at the schedule's start, whatever the
-    others do.
+    others do. `bias_lr` is a factor of the learning rate of every parameter called "bias", and without
+    `bias_decay` they have no weight decay; Caffe's networks, such as SSM's, are trained with 2 and False.
 
     Raises:
-      ConfigError: an unknown name, or a `clip_norm` or `ema` that no step can use; from its `init`: a part of
-        `adam_parts` that is not there.
+      ConfigError: an unknown name, or a `clip_norm`, `ema` or `bias_lr` that no step can use; from its
+        `init`: a part of `adam_parts` that is not there.
     """
     if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
         raise ConfigError(
             f"optim.clip_norm={config.get('clip_norm', 0.0)}, ema={config.get('ema', 0.0)}: clip_norm is at "
             "least 0 (0: no clipping), ema from 0 (none) to below 1"
         )
-    decay = optax.add_decayed_weights(config.get("weight_decay", 0.0))
+    bias_lr = config.get("bias_lr", 1.0)
+    if not 0 < bias_lr < math.inf:
+        raise ConfigError(f"optim.bias_lr={bias_lr}: must be positive (1: the rate of all others)")
+    mask = None if config.get("bias_decay", True) else _no_bias
+    decay = optax.add_decayed_weights(config.get("weight_decay", 0.0), mask)
     adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
     momentum = config.get("momentum", 0.9)
     makers = {
@@ -44,6 +49,28 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     }
     if config.name not in makers:
         raise ConfigError(f"optim.name={config.name!r} is not known{nearest(config.name, makers)}")
+    optimizer = _with_adam_parts(config, makers)
+    return optimizer if bias_lr == 1 else optax.chain(optimizer, optax.stateless(_scale_biases(bias_lr)))
+
+
+def _is_bias(path: str) -> bool:
+    return path.split("/")[-1] == "bias"
+
+
+def _no_bias(parameters: dict[str, Array]) -> dict[str, bool]:
+    return {path: not _is_bias(path) for path in parameters}
+
+
+def _scale_biases(factor: float) -> Callable[..., dict[str, Array]]:
+    def scale(directions, parameters=None):
+        del parameters
+        return {path: x * factor if _is_bias(path) else x for path, x in directions.items()}
+
+    return scale
+
+
+def _with_adam_parts(config: Any, makers: dict[str, Callable]) -> optax.GradientTransformation:
+    """The optimizer `config.name`, with `adam` for the parts in `adam_parts`."""
     parts = tuple(config.get("adam_parts", ()))
     if not parts:
         return makers[config.name]()

@@ -10,6 +10,7 @@ import numpy as np
 from sm_jax.errors import WeightsError
 from sm_jax.weights import formats, vgg
 from sm_jax.weights.io import read_tensors, save_variables, sha256, unflatten
+from sm_jax.weights.registry import RGB
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 MATLAB_SUFFIX = ".mat"
@@ -132,7 +133,7 @@ def convert_file(
         "source_file": Path(source).name,
         "source_sha256": sha256(source),
         "ignored": str(len(converted.ignored)),
-        "input": "RGB/255, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+        "input": formats.INPUTS.get(converted.format, RGB),
     }
     save_variables(target, unflatten(converted.tensors), metadata, dtype=dtype)
     return converted

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import mobilenet, structure, vgg
+from sm_jax.weights import googlenet, mobilenet, structure, vgg
+from sm_jax.weights.googlenet import GoogLeNet
 from sm_jax.weights.io import check_finite, check_names, check_shapes, widen
 from sm_jax.weights.mobilenet import MobileNet
 from sm_jax.weights.structure import Architecture, Entry
@@ -34,7 +35,7 @@ class Converted(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     ignored: tuple[str, ...]
-    architecture: Architecture | MobileNet | VGG
+    architecture: Architecture | MobileNet | VGG | GoogLeNet
     format: str
 
 
@@ -283,9 +284,24 @@ def vgg16_matconvnet(tensors: Tensors, *, where: str = "these tensors") -> Conve
     return Converted(vgg.fold_average(ours, average), dropped, VGG(), "vgg16-matconvnet")
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Architecture | MobileNet | VGG:
+def caffe_googlenet(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """Caffe's GoogLeNet (`inception_3a/1x1/weight`, ..., OIHW), with or without its last classifier.
+
+    It keeps taking BGR minus a mean. The two auxiliary classifiers are ignored.
+    """
+    bias = np.shape(tensors.get("loss3_classifier/bias"))
+    architecture = GoogLeNet(bias[0] if len(bias) == 1 else None)
+    what = f"{architecture} in caffe-googlenet names"
+    ours, dropped = _take(tensors, architecture.entries(), r"loss[12]_.*", where, what)
+    return Converted(ours, dropped, architecture, "caffe-googlenet")
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Architecture | MobileNet | VGG | GoogLeNet:
     """The nearest architecture to a set of our names and shapes; the caller compares with it."""
-    return mobilenet.recognise(shapes) or vgg.recognise(shapes) or structure.recognise(dict(shapes))
+    for module in (googlenet, mobilenet, vgg):
+        if found := module.recognise(shapes):
+            return found
+    return structure.recognise(dict(shapes))
 
 
 def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
@@ -300,7 +316,8 @@ def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
 
 
 def to_torch(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Our flat tensors in PyTorch's layouts, under torchvision's names and `transform.` + TransformNet's."""
+    """Our flat tensors in PyTorch's layouts: torchvision's names and `transform.` + TransformNet's; GoogLeNet
+    in Caffe's."""
     shapes = {name: tuple(np.shape(array)) for name, array in tensors.items()}
     architecture = recognise(shapes)
     check_shapes(shapes, architecture.shapes(), where="these tensors", what=str(architecture))
@@ -325,7 +342,10 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
     "mobilenetv2-tf": mobilenetv2_tf,
     "vgg16": vgg16,
     "vgg16-matconvnet": vgg16_matconvnet,
+    "caffe-googlenet": caffe_googlenet,
 }
+INPUTS = {"caffe-googlenet": googlenet.INPUT}
+"""What the networks of a format take, where it is not RGB/255 with ImageNet's mean and deviation."""
 SIGNS = (
     ("sm_jax", r"(params|batch_stats)/.*"),
     ("os2d", r"net_feature_maps\..*|net_label_features\..*|os2d_head_creator\..*"),
@@ -339,6 +359,7 @@ SIGNS = (
     ("mobilenetv2", r"features\.\d+\.conv\..*"),
     ("vgg16", r"features\.\d+\.weight"),
     ("vgg16-matconvnet", r"conv\d_\d/(filters|biases)"),
+    ("caffe-googlenet", r"inception_3a/(1x1|5x5_reduce|pool_proj)/(weight|bias)"),
     ("transformnet", r"conv\.[03]\.weight|linear\.weight"),
 )
 

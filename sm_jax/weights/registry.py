@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sm_jax.errors import WeightsError
 from sm_jax.settings import nearest
-from sm_jax.weights import hub
+from sm_jax.weights import googlenet, hub
 from sm_jax.weights.io import sha256
 
 PACKAGED = Path(__file__).parent / "files"
@@ -80,6 +80,27 @@ REGISTRY = {
             licence="BSD-3-Clause",
             source="torchvision MobileNetV2 (IMAGENET1K_V1), mobilenet_v2-b0353104.pth",
             note="packaged; features only",
+        ),
+        Weights(
+            name="googlenet-bvlc",
+            architecture="googlenet",
+            files=("googlenet_bvlc_features_fp16.safetensors",),
+            sha256="b87ee89c797b2da1429ca17343d937a4cda83d353e997a28eb952936a5994f62",
+            licence="unrestricted use (BVLC)",
+            source="BVLC GoogLeNet (Caffe model zoo), by mtmd/GoogleNet_MATLAB 45d2ba86",
+            input=googlenet.INPUT,
+            note="packaged; features conv1 to 5b only, kernels in half precision",
+        ),
+        Weights(
+            name="googlenet-bvlc-f32",
+            architecture="googlenet + classifier of 1000 classes",
+            files=("googlenet-bvlc-f32.safetensors", "googlenet_bvlc_fp32.safetensors"),
+            licence="unrestricted use (BVLC)",
+            source="BVLC GoogLeNet (Caffe model zoo), by mtmd/GoogleNet_MATLAB 45d2ba86",
+            input=googlenet.INPUT,
+            note="as googlenet-bvlc, in float32 and with the classifier",
+            by_hand="the tensors conv1_7x7_s2/weight, ..., loss3_classifier/bias (OIHW, Caffe's names) of "
+            "bvlc_googlenet.caffemodel as a safetensors file",
         ),
         Weights(
             name="crossmodal-shapes",

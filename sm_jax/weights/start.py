@@ -32,6 +32,24 @@ def _part(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name.split("/")[1] == part}
 
 
+def is_backbone(part: str) -> bool:
+    """Whether `init.backbone` gives a part: the backbone, or a branch (each then gets its own copy)."""
+    return part == "backbone" or part.endswith("_branch")
+
+
+def asked_for(init: Any, part: str) -> str:
+    """The weights that `init` names for `part`: under its own key, for branches else `init.backbone`."""
+    return _setting(init, part) or (_setting(init, "backbone") if is_backbone(part) else "")
+
+
+def _of_part(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The tensors of one part; those of a plain backbone serve any branch."""
+    mine = _part(tensors, part)
+    if mine or not is_backbone(part):
+        return mine
+    return {name.replace("/backbone/", f"/{part}/", 1): x for name, x in _part(tensors, "backbone").items()}
+
+
 def _read(name_or_path: str) -> tuple[dict[str, np.ndarray], str]:
     """Tensors under our names and one phrase on where they came from."""
     path = registry.resolve(name_or_path)
@@ -87,9 +105,9 @@ def _setting(init: Any, name: str) -> str:
 
 def _advice(part: str, leaves: Mapping[str, Any]) -> str:
     """The report line of a part that keeps the values it was initialised with."""
-    if part == "backbone":
+    if is_backbone(part):
         return (
-            f"backbone: RANDOM start, its features mean nothing yet; for ImageNet features set "
+            f"{part}: RANDOM start, its features mean nothing yet; for ImageNet features set "
             f"config.init.backbone={_imagenet(leaves)}"
         )
     return (
@@ -99,7 +117,9 @@ def _advice(part: str, leaves: Mapping[str, Any]) -> str:
 
 
 def _imagenet(leaves: Mapping[str, Any]) -> str:
-    """The registered ImageNet features that fit a backbone."""
+    """The registered ImageNet features that fit a backbone or a branch."""
+    if any("/inception_" in name for name in leaves):
+        return "googlenet-bvlc"
     if any(name.startswith("params/backbone/features_") for name in leaves):
         return "mobilenetv2-tv"
     if any(name.startswith("params/backbone/conv4_3/") for name in leaves):
@@ -110,7 +130,7 @@ def _imagenet(leaves: Mapping[str, Any]) -> str:
 
 def _untrained(parts: list[str], flat: Mapping[str, Any]) -> list[str]:
     """Report lines of all parts that nothing was loaded for; the small heads share one."""
-    known = [part for part in parts if part in ("backbone", "transform")]
+    known = [part for part in parts if is_backbone(part) or part == "transform"]
     heads = [part for part in parts if part not in known]
     lines = [_advice(part, _part(flat, part)) for part in known]
     if heads:
@@ -125,7 +145,8 @@ def _check_asked(init: Any, parts: list[str]) -> None:
     """Refuse weights for a part that the model does not have: nothing would load them."""
     asked = {name: value for name, value in init.items() if isinstance(value, str) and value}
     for name in asked:
-        if name != "model" and name not in parts:
+        shared = name == "backbone" and any(is_backbone(part) for part in parts)
+        if name != "model" and name not in parts and not shared:
             raise ConfigError(
                 f"config.init.{name}={asked[name]!r}: this model has no such part{nearest(name, parts)}"
             )
@@ -168,11 +189,12 @@ def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]
                 f"backbone: {backbone} is not used, because config.init.model gives the whole model"
             )
     for part in present:
-        name = _setting(init, part)
-        if not name or (part == "backbone" and part in loaded):
+        own = "" if part == "backbone" else _setting(init, part)
+        name = own or ("" if part in loaded else asked_for(init, part))
+        if not name:
             continue
         tensors, phrase = _read(name)
-        mine = _part(tensors, part)
+        mine = _of_part(tensors, part)
         if not mine:
             raise WeightsError(f"config.init.{part}: {name} holds no {part} weights")
         put(part, mine, name, f"the {part} of this model (config.model)")

@@ -136,3 +136,26 @@ def test_fit_query_stays_on_canvas(size):
 def test_random_filter_draws_all():
     rng = np.random.default_rng(0)
     assert {transforms.random_filter(rng) for _ in range(100)} == set(images.FILTERS)
+
+
+def test_bytes_of_caffe_are_bgr_minus_a_mean():
+    image = np.uint8([[[10, 20, 255], [127, 127, 127]]])
+    got = transforms.bgr_minus_mean(image)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, [[[128, -107, -117], [0, 0, 0]]])
+    got = transforms.bgr_minus_mean(image, (104.0, 117.0, 123.0))
+    np.testing.assert_array_equal(got[0, 0], [151, -97, -113])
+
+
+@given(st.tuples(st.integers(1, 90), st.integers(1, 90)), st.tuples(st.integers(1, 70), st.integers(1, 70)))
+def test_centred_letterbox(size, target):
+    image = np.full((*size, 3), 200, np.uint8)
+    canvas, scale, offset = transforms.letterbox_centred(image, target)
+    assert canvas.shape == (*target, 3) and canvas.dtype == np.uint8
+    rows, columns = np.nonzero(canvas[..., 0] == 200)
+    corners = np.float32([[0, 0], size[::-1]]) * scale + offset
+    np.testing.assert_allclose(corners, [[columns[0], rows[0]], [columns.max() + 1, rows[-1] + 1]], atol=1e-3)
+    assert (canvas[canvas[..., 0] != 200] == 127).all()
+    assert np.unique(rows).size == target[0] or np.unique(columns).size == target[1]
+    for used, length in ((rows, target[0]), (columns, target[1])):
+        assert abs(used.min() - (length - 1 - used.max())) <= 1  # centred

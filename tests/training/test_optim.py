@@ -153,3 +153,24 @@ def test_a_part_that_is_not_there_is_named():
         optimizer.init({"text/w": jnp.zeros(2)})
     with pytest.raises(ConfigError, match="positive optim.adam_lr"):
         optim.make_optimizer(_config(adam_parts=("text",)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_biases_have_their_own_rate_and_no_decay(name):
+    params = {"head/kernel": jnp.array([1.0, -2.0]), "head/bias": jnp.array([1.0, -2.0])}
+    grads = [{path: jnp.array([0.3, -0.1]) for path in params}]
+    own = _run(_config(name=name, bias_lr=2.0, bias_decay=False), params, grads)[0]
+    plain, undecayed = (_run(_config(name=name, weight_decay=w), params, grads)[0] for w in (0.01, 0.0))
+    np.testing.assert_array_equal(own["head/kernel"], plain["head/kernel"])
+    step = own["head/bias"] - params["head/bias"]
+    np.testing.assert_allclose(step, 2 * (undecayed["head/bias"] - params["head/bias"]), rtol=1e-5)
+    both = _run(_config(name="sgd", bias_lr=2.0, adam_parts=("head",), adam_lr=1e-3), params, grads)[0]
+    adam = _run(_config(name="adam", lr=1e-3), params, grads)[0]
+    step = both["head/bias"] - params["head/bias"]
+    np.testing.assert_allclose(step, 2 * (adam["head/bias"] - params["head/bias"]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_rates_of_biases_that_no_step_can_use_are_refused(factor):
+    with pytest.raises(ConfigError, match="optim.bias_lr=.*must be positive"):
+        optim.make_optimizer(_config(bias_lr=factor))
