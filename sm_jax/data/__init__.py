@@ -9,6 +9,7 @@ from sm_jax.data.measure import Measured, measure, query_canvas
 from sm_jax.data.phrases import PhraseSource
 from sm_jax.data.sources import Source, open_source
 from sm_jax.data.sources.classes import CLASSES
+from sm_jax.data.sources.pair_records import PairList
 from sm_jax.errors import ConfigError
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "Source",
     "image_scale",
     "make_encoder",
+    "make_pairs",
     "make_phrase_source",
     "make_source",
     "make_train_iterator",
+    "make_training_pairs",
     "measure",
     "open_source",
     "query_canvas",
@@ -144,7 +147,12 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
     """
     from sm_jax.data import pipeline  # grain takes seconds to import and brings jax
 
-    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder, "ssm": _ssm_builder}
+    makers = {
+        "os2d": _os2d_builder,
+        "crossmodal": _crossmodal_builder,
+        "ssm": _ssm_builder,
+        "scnet": _scnet_builder,
+    }
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
     if config.data.workers < 0:
@@ -222,6 +230,58 @@ def _ssm_builder(config: Any, **process: Any) -> Any:
 
     source = make_ssm_source(config)
     return ssm.BatchBuilder(source, ssm.batch_options(config, image_scale(config.data, source)), **process)
+
+
+def make_pairs(data: Any, split: str) -> PairList:
+    """Key-point pairs of one split.
+
+    Args:
+      data: config section `data`: `source` is the path of the pairs (see `sources.keypoint_pairs`), `lists` and
+        `convention` go with it. With `leave_out`, a category, "train" is all pairs of the others and any other
+        split all pairs of it.
+      split: "train", "val", "test", another name that the data uses, or "all".
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data.sources import keypoint_pairs
+
+    if not data.source:
+        raise ConfigError("data.source: give the path of pairs with key-points (docs/own-data.md)")
+    left_out = data.get("leave_out", "")
+    pairs = keypoint_pairs.open_pairs(
+        data.source,
+        split="all" if left_out else split,
+        lists=data.get("lists", ""),
+        convention=data.get("convention", "edges"),
+    )
+    if left_out and split != "all":
+        pairs = pairs.leave_out(left_out)[split != "train"]
+    return pairs
+
+
+def make_training_pairs(config: Any) -> Any:
+    """`scnet.TrainingPairs` of the split "train"; what is left out is logged.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data import scnet
+
+    pairs = make_pairs(config.data, "train")
+    found = scnet.TrainingPairs(
+        pairs, scnet.proposal_options(config.data), flips=config.data.get("flips", False), say=_log.warning
+    )
+    for note in found.notes:
+        _log.warning("%s", note)
+    return found
+
+
+def _scnet_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import scnet
+
+    options = scnet.BatchOptions(config.batch_size, config.data.proposals)
+    return scnet.BatchBuilder(make_training_pairs(config), options, **process)
 
 
 def _shelf_split(split: str, classes: str) -> str:

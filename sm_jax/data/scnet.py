@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sm_jax.data import images, order, transforms
+from sm_jax.data import images, order
 from sm_jax.data.scnet_pairs import SIDE, RegionLabels, label_regions, mirror, to_square
 from sm_jax.data.sources.pair_records import KeypointPair, PairList
 from sm_jax.errors import ConfigError, DataError, ImageError
@@ -66,6 +66,18 @@ class ProposalOptions:
         return found.boxes[: found.count]
 
 
+def proposal_options(data: Any) -> ProposalOptions:
+    """From a config section `data`: `proposals` (their number), `proposal_method`, `proposal_seed`,
+    `cache_dir`."""
+    cache = data.get("cache_dir", "")
+    return ProposalOptions(
+        count=data.proposals,
+        method=data.get("proposal_method", "prim"),
+        seed=data.get("proposal_seed", 0),
+        cache_dir=str(Path(cache) / "proposals") if cache else "",
+    )
+
+
 class Pictures(Sequence):
     """The pictures of a list of pairs, each once, with their regions.
 
@@ -76,9 +88,7 @@ class Pictures(Sequence):
       damaged: a line for each that cannot be read.
     """
 
-    def __init__(
-        self, pairs: Sequence[KeypointPair], proposals: ProposalOptions, *, say: Say | None = None
-    ):
+    def __init__(self, pairs: Sequence[KeypointPair], proposals: ProposalOptions, *, say: Say | None = None):
         """Reads every picture and takes its regions from the cache, or proposes them (seconds a picture).
 
         Raises:
@@ -309,7 +319,7 @@ def square(image: np.ndarray) -> np.ndarray:
 
 
 def network_input(pictures: Pictures, row: int) -> np.ndarray:
-    """f32 (SIDE, SIDE, 3): picture `row`, or from `len(pictures)` on the mirrored ones, normalised."""
+    """uint8 (SIDE, SIDE, 3): picture `row`, or from `len(pictures)` on the mirrored ones."""
     mirrored, index = divmod(row, len(pictures))
     image = pictures[index]
-    return transforms.normalize(image[:, ::-1] if mirrored else image)
+    return image[:, ::-1] if mirrored else image
