@@ -48,7 +48,7 @@ BACKBONES = {
     "googlenet-4e": Trunk(832, "googlenet-bvlc"),
     "googlenet-5b": Trunk(1024, "googlenet-bvlc"),
 }
-"""VGG16 to pool4 (the published one), ResNets to C4, and stages of GoogLeNet (5b without its last pooling)."""
+"""VGG16 to pool4 (the published one), ResNets to C4, stages of GoogLeNet (5b without its last pooling)."""
 CHOICES = {
     "variant": ("A", "AG", "AG+"),
     "backbone": tuple(BACKBONES),
