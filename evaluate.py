@@ -11,6 +11,7 @@ identity transformation, on the default data (generated shelves, classes that no
   --data=PATH           another data set: COCO JSON, Pascal VOC folder, OS2D CSV, folder per class, shelves;
                         for a model of phrases: JSON of phrases, shapes or shelves
   --split=NAME          another split
+  --protocol=requests   single pictures of objects are the requests, for a model of pictures: docs/requests.md
   --out=DIR             where the results go
 """
 
@@ -22,7 +23,7 @@ from sm_jax import platform
 from sm_jax.errors import run_main
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "os2d.py"
-OPTIONS = {"workdir": "", "step": "", "data": "", "split": "", "out": ""}
+OPTIONS = {"workdir": "", "step": "", "data": "", "split": "", "protocol": "", "out": ""}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ Arguments follow a colon and are separated by commas, for example `configs/cross
   backbone=NAME     registry name or path of the backbone weights (default: mobilenetv2-tv); "random" for
                     none, and then all of it trains
   trainable=WHAT    of the backbone: all, lastN (the last N of its 19 units) or heads (nothing of it)
-  epochs=N          default 10; the rate falls by a tenth every 3 epochs, as in the paper
+  epochs=N          default 10 (2 with runlocal); the rate falls by a tenth every 3 epochs, as in the paper
   steps=N           stop after so many steps instead
   batch=N           images of a batch (32)
   p_absent=P        share of training scenes in which nothing is what the phrase asks for (0.1: a model that
@@ -34,29 +34,32 @@ says what differs.
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
+from sm_jax.data import GENERATED
 from sm_jax.errors import ConfigError
 
-EPOCHS = 10
+EPOCHS, EPOCHS_RUNLOCAL = 10, 2
 EPOCHS_PER_DROP = 3
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config for `arg` (see the module's docstring)."""
-    args = parse_arg(
-        arg,
-        runlocal=False,
-        full=False,
-        data="shapes",
-        backbone="mobilenetv2-tv",
-        trainable="",
-        epochs=EPOCHS,
-        steps=0,
-        batch=32,
-        p_absent=-1.0,
-        p_union=0.0,
-        long_forms=False,
-        holdout="",
-    )
+    defaults = {
+        "runlocal": False,
+        "full": False,
+        "data": "shapes",
+        "backbone": "mobilenetv2-tv",
+        "trainable": "",
+        "epochs": EPOCHS,
+        "steps": 0,
+        "batch": 32,
+        "p_absent": -1.0,
+        "p_union": 0.0,
+        "long_forms": False,
+        "holdout": "",
+    }
+    args = parse_arg(arg, **defaults)
+    if args.runlocal:
+        args = parse_arg(arg, **defaults | {"epochs": EPOCHS_RUNLOCAL})
     for name in ("epochs", "batch"):
         if args[name] < 1:
             raise ConfigError(f"{name}={args[name]}: must be at least 1")
@@ -79,14 +82,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.trainable = "all"  # frozen random features would teach nothing
     if args.trainable:
         config.model.trainable = args.trainable
-    if config.data.source in ("shapes", "shelves"):
+    if config.data.source in GENERATED:
         # Their objects hardly overlap, so of two boxes that do one is wrong. Chosen on the validation scenes.
         config.eval.nms_iou = 0.2
     if config.data.source == "shelves":
         # The best of these overlaps an object of the scenes by 0.66, that of a lone 64 px square by 0.45.
         config.model.update(anchor_sizes=(72.0, 112.0), anchor_aspects=(0.75, 1.5))
     config.data.cache_trunk &= config.model.trainable != "all" and bool(config.init.backbone)
-    _by_data(config, epochs=2 if args.runlocal and args.epochs == EPOCHS else args.epochs)
+    _by_data(config, epochs=args.epochs)
     if args.steps:
         config.steps = args.steps
     return config
@@ -250,9 +253,9 @@ def _by_data(config: ConfigDict, *, epochs: int) -> None:
 
     train = make_phrase_source(config.data, "train")
     config.model.vocabulary = tuple(train.vocabulary)
-    longest = max((1 + len(words(phrase)) for phrase in getattr(train, "phrases", ())), default=0)
+    longest = max(1 + len(words(phrase)) for phrase in train.phrases)
     config.model.text_length = max(config.model.text_length, longest)
-    config.data.max_boxes = max(config.data.max_boxes, getattr(train, "most_boxes", 0))
+    config.data.max_boxes = max(config.data.max_boxes, train.most_boxes)
     steps = max(1, -(-len(train) // config.batch_size))
     config.steps = epochs * steps
     config.eval_every = config.checkpoint.every = config.objective.gt_mix_steps = steps

@@ -162,6 +162,7 @@ def _published() -> ConfigDict:
                 "mode": "max",
             },
             "eval": {
+                "protocol": "default",  # "requests": objects of the images are the requests
                 "splits": ("val",),
                 "scales": PYRAMID,
                 "views": "",
@@ -175,6 +176,17 @@ def _published() -> ConfigDict:
                 "max_detections": 1000,
                 "max_images": 0,
                 "pictures": 8,
+                "requests": {
+                    "threshold": 0.55,
+                    "max_requests": 20,
+                    "negatives": 1000,
+                    "min_side": 16.0,
+                    "iou_rule": "fixed",
+                    "validation": "",
+                    "validation_share": 0.3,
+                    "seed": 0,
+                    "shelf_classes": 24,
+                },
             },
         }
     )

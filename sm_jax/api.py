@@ -1,14 +1,14 @@
-"""For people: `load("os2d").detect(images, queries)`, `load("crossmodal").detect(images, phrases)`."""
+"""For people: `load("os2d").detect(images, queries)`, `load("crossmodal").detect(images, phrases)`, and
+`load("ssm").detect(images, queries)`."""
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sm_jax import pretrained, search
+from sm_jax import pretrained, query_pictures, search
 from sm_jax.data import images as pictures
 from sm_jax.detections import Detections
 from sm_jax.errors import ConfigError, ImageError, WeightsError
@@ -18,14 +18,13 @@ from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyrami
 
 if TYPE_CHECKING:
     from sm_jax.phrase_detector import PhraseDetector
+    from sm_jax.request_detector import RequestDetector
 
 THRESHOLD = 0.55
 """For the packaged ImageNet features. Chosen by eye on a few shelf photographs, not measured: other pictures
 and other weights may need another value."""
 
-MAX_ASPECT = 30
-PREVIEW = 160  # longer side, in pixels, of the picture kept with a request
-SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes"}
+SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes", "ssm": "ssm-shelves"}
 """What `load` knows, and the weights that it takes by itself."""
 
 
@@ -89,26 +88,19 @@ class Detector:
             (bool(rotations), bool(mirrored)), "horflip_rotation90"
         )
         requests = []
-        for label, picture, source in _labelled(queries, labels):
-            name = source or f"query {label!r}"
-            image = pictures.as_image(picture, name=name)
-            height, width = image.shape[:2]
-            if max(height, width) > MAX_ASPECT * min(height, width):
-                raise ImageError(
-                    f"{name}: {width}x{height} is too thin for a query (at most {MAX_ASPECT}:1); crop it"
-                )
+        for query in query_pictures.read(queries, labels):
             template = search.encode_views(
-                self._predictor, self._variables, image, views=augmentation, side=self._query_size
+                self._predictor, self._variables, query.image, views=augmentation, side=self._query_size
             )
             requests.append(
                 Request(
-                    label=label,
+                    label=query.label,
                     template=template,
                     views=augmentation,
-                    size=(height, width),
+                    size=query.image.shape[:2],
                     threshold=threshold,
-                    source=source,
-                    preview=_preview(image),
+                    source=query.source,
+                    preview=query_pictures.preview(query.image),
                 )
             )
         return RequestBank(requests, fingerprint=self.fingerprint)
@@ -202,19 +194,20 @@ def load(
     transform: str | os.PathLike = "",
     model: Mapping[str, Any] | None = None,
     **options,
-) -> "Detector | PhraseDetector":
+) -> "Detector | PhraseDetector | RequestDetector":
     """A matcher with pretrained weights.
 
     Args:
-      name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe.
+      name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe, "ssm" members of
+        the class of which a picture shows one.
       weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run;
         default: those of `SYSTEMS`. For os2d, weights of a backbone alone give the sliding-window matcher:
-        templates are not deformed. For crossmodal a file is one of `sm-jax weights export`.
+        templates are not deformed. For the others a file is one of `sm-jax weights export`.
       transform: os2d: weights of the transformation network, if they come from another file.
       model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
-        (os2d: depth, norm and version; crossmodal: everything) is read from them.
+        (os2d: depth, norm and version; the others: everything) is read from them.
       **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
-        `batch` and `proposals`.
+        `batch` and `proposals`; ssm: of `RequestDetector`, `batch`.
 
     Raises:
       ConfigError: an unknown system or model field; WeightsError: weights that are not there or do not fit.
@@ -222,12 +215,13 @@ def load(
     if name not in SYSTEMS:
         raise ConfigError(f"no system called {name!r}; there are: {', '.join(SYSTEMS)}")
     weights = SYSTEMS[name] if weights is None else os.fspath(weights)
-    if name == "crossmodal":
-        from sm_jax import phrase_detector
-
+    if name != "os2d":
         if transform:
-            raise ConfigError("transform: crossmodal has no transformation network; it is one of os2d")
-        return phrase_detector.load(weights, dict(model or {}), **options)
+            raise ConfigError(f"transform: {name} has no transformation network; it is one of os2d")
+        from sm_jax import phrase_detector, request_detector
+
+        detector = {"crossmodal": phrase_detector, "ssm": request_detector}[name]
+        return detector.load(weights, dict(model or {}), **options)
     config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
     untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
     notes = _notes(notes, weights, transform, untrained)
@@ -248,29 +242,6 @@ def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:
     return scales
 
 
-def _labelled(queries, labels) -> Iterable[tuple[str, Any, str]]:
-    """(label, picture, path or "") of each query."""
-    if isinstance(queries, Mapping):
-        if labels is not None:
-            raise ConfigError("labels: the queries are a dict, whose keys are the labels")
-        pairs = [(str(label), picture) for label, value in queries.items() for picture in listed(value)]
-    else:
-        given = listed(queries)
-        if isinstance(labels, str):
-            labels = [labels] * len(given)
-        if labels is None:
-            labels = [Path(q).stem if isinstance(q, (str, os.PathLike)) else "query" for q in given]
-        labels = list(labels)
-        if len(labels) != len(given):
-            raise ConfigError(
-                f"labels: {len(labels)} for {len(given)} queries; give one for each, or one for all"
-            )
-        pairs = list(zip(map(str, labels), given, strict=True))
-    if not pairs:
-        raise ConfigError("no query: give at least one picture of what to look for")
-    return [(label, q, os.fspath(q) if isinstance(q, (str, os.PathLike)) else "") for label, q in pairs]
-
-
 def _notes(notes, weights, transform, untrained) -> list[str]:
     """What a person who searches wants to know of the lines that say where the weights came from."""
     line = next((note for note in notes if "the run in " in note), f"weights: {weights}")
@@ -280,8 +251,3 @@ def _notes(notes, weights, transform, untrained) -> list[str]:
         features = " packaged ImageNet features;" if weights == SYSTEMS["os2d"] else ""
         line += f":{features} templates are not deformed"
     return [line]
-
-
-def _preview(image: np.ndarray) -> np.ndarray:
-    factor = min(1.0, PREVIEW / max(image.shape[:2]))
-    return pictures.resize(image, tuple(max(1, round(side * factor)) for side in image.shape[:2]))

@@ -16,7 +16,7 @@ DETECT_OPTIONS = {
     "--query": {
         "nargs": "+",
         "metavar": "PATH",
-        "help": "pictures of one thing each, or folders of them: found by os2d",
+        "help": "pictures of one thing each, or folders of them: found by os2d, or by --model ssm",
     },
     "--text": {
         "nargs": "+",
@@ -24,9 +24,18 @@ DETECT_OPTIONS = {
         "help": "instead of --query: phrases, each in quotes; what they describe is found by crossmodal",
     },
     "--text-file": {"metavar": "FILE", "help": "phrases, one a line"},
+    "--bank": {
+        "metavar": "FILE",
+        "help": "instead of --query: queries that --save-bank kept, encoded with the same weights",
+    },
+    "--save-bank": {
+        "metavar": "FILE",
+        "help": "keep the encoded queries for --bank (or sm_jax.RequestBank.load)",
+    },
     "--model": {
-        "choices": ("os2d", "crossmodal"),
-        "help": "default: os2d for --query, crossmodal for --text",
+        "choices": ("os2d", "crossmodal", "ssm"),
+        "help": "os2d finds the very thing, ssm members of its class; default: os2d for --query, crossmodal "
+        "for --text",
     },
     "--label": {
         "nargs": "+",
@@ -52,7 +61,7 @@ DETECT_OPTIONS = {
     "--threshold": {
         "type": float,
         "metavar": "S",
-        "help": "only scores above it (default: 0.55; with phrases 0.5)",
+        "help": "only scores above it (default: 0.55; with phrases 0.5; ssm: coverage above 0.5)",
     },
     "--max": {
         "type": int,
@@ -68,16 +77,27 @@ DETECT_OPTIONS = {
     "--iou": {
         "type": float,
         "metavar": "R",
-        "help": "os2d: of two detections of one name that overlap more, the better one stays (default: 0.3)",
+        "help": "os2d, ssm: of two detections of one name that overlap more, the better one stays (default: "
+        "0.3; ssm: 0.5)",
     },
     "--across-labels": {
         "action": "store_true",
         "help": "os2d: different names compete too: at most one detection for each object",
     },
+    "--postprocess": {
+        "choices": ("default", "released", "grouprect"),
+        "help": "ssm: how cells become boxes: voting and suppression (default), as in the published script, "
+        "or as in DetectNet",
+    },
+    "--tiles": {
+        "action": "store_true",
+        "help": "ssm: search the image as it is, in overlapping windows (default: all of it, scaled to fit)",
+    },
     "--weights": {
         "metavar": "W",
         "help": "name (sm-jax weights list), file, or folder of a training run (default: for os2d the "
-        "packaged ImageNet features, whose templates are not deformed; for crossmodal crossmodal-shapes)",
+        "packaged ImageNet features, whose templates are not deformed; for crossmodal crossmodal-shapes; for "
+        "ssm ssm-shelves)",
     },
     "--transform": {
         "metavar": "FILE",
@@ -145,7 +165,8 @@ def _add_data(commands) -> None:
         "check", help="format, counts, sizes, and everything that is wrong; writes nothing"
     )
     action.add_argument(
-        "path", help="COCO JSON, Pascal VOC folder, OS2D CSV, a folder per class, or a JSON with phrases"
+        "path",
+        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, or a JSON with phrases",
     )
     action.add_argument("--json", action="store_true", help="print the report as one JSON document")
     action.set_defaults(run=_data_check)

@@ -14,18 +14,25 @@ from sm_jax import api
 from sm_jax.data import images as pictures
 from sm_jax.detect_files import Overlays, files, output_folder, write_json
 from sm_jax.detect_progress import Progress
-from sm_jax.errors import ConfigError, ImageError, SmJaxError
+from sm_jax.errors import ConfigError, DataError, ImageError, SmJaxError
 from sm_jax.requests import RequestBank
 
-ONLY_PICTURES = ("scales", "rotations", "mirrored", "iou", "across_labels", "transform")
-ONLY_PHRASES = ("top_k",)
+OPTIONS = {
+    "os2d": ("scales", "rotations", "mirrored", "across_labels", "transform", "iou"),
+    "crossmodal": ("top_k",),
+    "ssm": ("iou", "postprocess", "tiles"),
+}
+"""Options of `sm-jax detect` that not every system has."""
+
+OF_ENCODING = ("label", "rotations", "mirrored", "save_bank")
+"""Options that a bank of encoded queries leaves no choice of."""
 
 
 def run(arguments) -> int:
     """Search by the parsed arguments of `sm-jax detect`; returns the exit status."""
     stdout = sys.stdout
     if not arguments.json:
-        return _search(arguments, lambda line: print(line, flush=True))[1]
+        return _search(arguments, _say)[1]
 
     def answer(document):
         print(json.dumps(document, indent=2, allow_nan=False), file=stdout, flush=True)
@@ -40,24 +47,38 @@ def run(arguments) -> int:
     return status
 
 
+def _say(line: str) -> None:
+    """Print a line; letters that the encoding of stdout does not have are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def _search(arguments, say) -> tuple[dict[str, Any], int]:
     """(document, exit status)."""
     model = _model(arguments)
     images = files(arguments.image, what="--image")
-    queries = _phrases(arguments) if model == "crossmodal" else files(arguments.query, what="--query")
+    bank, queries, notes = None, [], []
+    if arguments.bank is not None:
+        bank = RequestBank.load(arguments.bank)
+    else:
+        queries = _phrases(arguments) if model == "crossmodal" else files(arguments.query, what="--query")
     labels = _labels(arguments.label, len(queries), "phrases" if model == "crossmodal" else "queries")
     out = output_folder(arguments.out)
     weights = api.SYSTEMS[model] if arguments.weights is None else arguments.weights
-    options = {} if model == "crossmodal" else {"transform": arguments.transform or ""}
+    options = {"transform": arguments.transform or ""} if model == "os2d" else {}
     detector = api.load(model, weights=weights, **options)
-    bank, notes = _encoded(detector, queries, labels, arguments)
+    if bank is None:
+        bank, notes = _encoded(detector, queries, labels, arguments)
+    if arguments.save_bank is not None:
+        bank.save(arguments.save_bank)
+        print(f"queries kept in {arguments.save_bank}", file=sys.stderr)
     for note in [*detector.notes, *(f"note: {line}" for line in notes)]:
         print(note, file=sys.stderr)
     threshold = detector.threshold if arguments.threshold is None else arguments.threshold
     if not math.isfinite(threshold):
         raise ConfigError(f"--threshold: must be a finite number, not {threshold}")
     search = _search_phrases if model == "crossmodal" else _search_pictures
-    overlays = Overlays(out, taken=[*images, *(query for query in queries if isinstance(query, Path))])
+    overlays = Overlays(out, taken=[*images, *(Path(request.source) for request in bank if request.source)])
     entries, errors = [], []
 
     def fail(path, error):
@@ -66,7 +87,7 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
 
     with Progress(len(images)) as progress:
         for path, found in search(detector, bank, images, threshold, arguments, progress):
-            if isinstance(found, ImageError):
+            if isinstance(found, DataError):
                 fail(path, found)
                 continue
             entry = {"image": str(path), "overlay": None} | found.to_dict()
@@ -106,29 +127,49 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
 def _model(arguments) -> str:
     """The system that the options ask for. Raises ConfigError for options that do not go together."""
     phrases = arguments.text is not None or arguments.text_file is not None
-    if phrases and arguments.query is not None:
+    given = [f"--{name}" for name in ("query", "bank") if getattr(arguments, name) is not None]
+    if phrases and given:
         raise ConfigError(
-            "--text and --query: give one of them; crossmodal takes phrases (--text), os2d pictures (--query)"
+            f"--text and {given[0]}: give one of them; crossmodal takes phrases (--text), os2d and ssm take "
+            "pictures (--query)"
         )
-    if not phrases and arguments.query is None:
+    if len(given) > 1:
+        raise ConfigError("--query and --bank: give one of them")
+    if not phrases and not given:
         raise ConfigError("nothing to look for: give pictures (--query) or phrases (--text)")
-    model = "crossmodal" if phrases else "os2d"
-    if arguments.model not in (None, model):
-        takes = "phrases (--text)" if arguments.model == "crossmodal" else "pictures (--query)"
-        raise ConfigError(
-            f"--model {arguments.model} takes {takes}; {'--text' if phrases else '--query'} is for {model}"
-        )
-    for name in ONLY_PICTURES if phrases else ONLY_PHRASES:
-        value = getattr(arguments, name)
-        if value is not None and value is not False:
-            other = "os2d" if phrases else "crossmodal"
-            raise ConfigError(f"--{name.replace('_', '-')}: an option of {other}, not of {model}")
+    model = arguments.model or ("crossmodal" if phrases else "os2d")
+    if phrases != (model == "crossmodal"):
+        takes = "pictures (--query)" if phrases else "phrases (--text)"
+        owner = "--text is for crossmodal" if phrases else f"{given[0]} is for os2d and ssm"
+        raise ConfigError(f"--model {model} takes {takes}; {owner}")
+    _check_options(arguments, model)
     return model
+
+
+def _check_options(arguments, model: str) -> None:
+    """Raises ConfigError for an option that the system does not have, or that has nothing to act on."""
+    for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        if name not in OPTIONS[model] and _is_given(arguments, name):
+            owners = " and ".join(system for system, names in OPTIONS.items() if name in names)
+            raise ConfigError(f"--{name.replace('_', '-')}: an option of {owners}, not of {model}")
+    if arguments.bank is not None:
+        for name in OF_ENCODING:
+            if _is_given(arguments, name):
+                raise ConfigError(f"--{name.replace('_', '-')}: the queries of --bank are encoded already")
+    if arguments.save_bank is not None and not arguments.save_bank.endswith(".safetensors"):
+        raise ConfigError(f"--save-bank: {arguments.save_bank} must end with .safetensors")
+    if arguments.save_bank is not None and model == "crossmodal":
+        raise ConfigError("--save-bank: phrases are encoded in no time; it is for pictures (--query)")
+
+
+def _is_given(arguments, name: str) -> bool:
+    value = getattr(arguments, name)
+    return value is not None and value is not False
 
 
 def _phrases(arguments) -> list[str]:
     """Those of --text, then one for each line of --text-file that is not blank."""
-    phrases = list(arguments.text or [])
+    phrases = _readable(arguments.text or [], "--text")
     if arguments.text_file is not None:
         path = arguments.text_file
         try:
@@ -144,7 +185,18 @@ def _phrases(arguments) -> list[str]:
     return phrases
 
 
+def _readable(texts: list[str], option: str) -> list[str]:
+    """The texts of a command line; bytes that are no text came as lone surrogates."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{option}: {ascii(text)[:80]} is not text in UTF-8") from None
+    return list(texts)
+
+
 def _labels(labels: list[str] | None, count: int, what: str) -> list[str] | None:
+    _readable(labels or [], "--label")
     if labels is not None and len(labels) not in (1, count):
         raise ConfigError(
             f"--label: {len(labels)} names for {count} {what}; give one for each, or one for all"
@@ -154,7 +206,7 @@ def _labels(labels: list[str] | None, count: int, what: str) -> list[str] | None
 
 def _encoded(detector, queries, labels, arguments) -> tuple[RequestBank, list[str]]:
     """The requests, and what there is to say about them."""
-    options = {} if arguments.query is None else _given(arguments, "rotations", "mirrored")
+    options = _given(arguments, "rotations", "mirrored")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         bank = detector.encode(queries, labels=labels, **options)
@@ -163,17 +215,18 @@ def _encoded(detector, queries, labels, arguments) -> tuple[RequestBank, list[st
 
 def _given(arguments, *names) -> dict[str, Any]:
     """The options that were given, by name."""
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return {name: getattr(arguments, name) for name in names if _is_given(arguments, name)}
 
 
 def _search_pictures(detector, bank, images, threshold, arguments, progress) -> Iterator[tuple]:
-    """(path, what was found or an ImageError) of each image."""
-    options = _given(arguments, "scales", "iou", "across_labels") | {"max_detections": arguments.max}
+    """(path, what was found or a DataError) of each image."""
+    names = ("scales", "iou", "across_labels", "postprocess", "tiles")  # only those of the system are given
+    options = _given(arguments, *names) | {"max_detections": arguments.max}
     for path in images:
         progress.begin(path)
         try:
             (found,) = detector.detect(path, bank, threshold=threshold, progress=progress.step, **options)
-        except ImageError as error:
+        except DataError as error:
             found = error
         yield path, found
         progress.end()
@@ -208,10 +261,11 @@ def _lines(entry: Mapping[str, Any]) -> Iterator[str]:
         x1, y1, x2, y2 = one["box"]
         line = f"  {one['score']:.3f}  {one['label']}  box {x1:.0f} {y1:.0f} {x2:.0f} {y2:.0f}"
         if "conf" in one:
-            yield f"{line}  conf {one['conf']:.3f}  align {one['align']:.3f}"
-        else:
-            turned = f"  angle {one['angle']:.0f}" + ("  mirrored" if one["mirrored"] else "")
-            yield f"{line}{turned}  scale {one['scale']:.2f}"
+            line += f"  conf {one['conf']:.3f}  align {one['align']:.3f}"
+        if "angle" in one:
+            line += f"  angle {one['angle']:.0f}" + ("  mirrored" if one["mirrored"] else "")
+            line += f"  scale {one['scale']:.2f}"
+        yield line
 
 
 def _best(entries: Iterable[Mapping[str, Any]]) -> float | None:

@@ -7,21 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
+from sm_jax import draw
 from sm_jax.data import images as pictures
 from sm_jax.errors import ConfigError
 
-MARK = "sm-jax detect"
-"""Stands in every overlay: as `Software` in a PNG, as the comment in a JPEG."""
-
-_OVERLAY = re.compile(r".*-found(-[0-9]+)?")
+_OURS = re.compile(r".*-found(-[0-9]+)?|sheet")  # overlays, and the sheet of `sm-jax data preview`
 
 
 def files(paths: list[str], *, what: str) -> list[Path]:
     """The pictures that `paths` name; a folder stands for the pictures in it (not below), sorted by name.
 
-    Overlays that an earlier run left in a folder are not searched; a line on stderr says so.
+    Overlays and preview sheets that sm-jax left in a folder are not searched; a line on stderr says so.
 
     Raises:
       ConfigError: a folder without pictures, or one that cannot be read.
@@ -32,24 +30,14 @@ def files(paths: list[str], *, what: str) -> list[Path]:
             inside = _pictures_in(path) if path.is_dir() else [path]
         except OSError as error:
             raise ConfigError(f"{what}: {path} cannot be read ({error.strerror})") from error
-        if path.is_dir() and (written := [file for file in inside if is_overlay(file)]):
-            print(f"note: {path}: {len(written)} overlays of earlier runs are left out", file=sys.stderr)
+        if path.is_dir() and (written := [file for file in inside if _is_ours(file)]):
+            count = f"{len(written)} picture{'s' * (len(written) > 1)}"
+            print(f"note: {path}: {count} that sm-jax drew: left out", file=sys.stderr)
             inside = [file for file in inside if file not in written]
         if not inside:
             raise ConfigError(f"{what}: {path} is a folder without pictures")
         found.extend(inside)
     return found
-
-
-def is_overlay(path: Path) -> bool:
-    """Whether `Overlays` wrote the picture: by its name, and by the mark in it."""
-    if not _OVERLAY.fullmatch(path.stem):
-        return False
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            return MARK == picture.info.get("Software") or MARK.encode() == picture.info.get("comment")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False  # it will be reported when it is searched
 
 
 class Overlays:
@@ -61,14 +49,8 @@ class Overlays:
     def save(self, picture: Image.Image, image: Path) -> Path:
         """Write the overlay of `image`; returns its path. Raises ConfigError if it cannot be written."""
         target = self._free_name(image)
-        if target.suffix == ".jpg":
-            options = {"quality": 92, "comment": MARK}
-        else:
-            text = PngImagePlugin.PngInfo()
-            text.add_text("Software", MARK)
-            options = {"pnginfo": text}
         try:
-            picture.save(target, **options)
+            draw.save(picture, target)
         except OSError as error:
             raise ConfigError(f"--out: {target} cannot be written ({error.strerror or error})") from error
         return target
@@ -102,6 +84,11 @@ def write_json(document: dict[str, Any], target: Path) -> None:
         target.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out: {target} cannot be written ({error.strerror})") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether sm-jax drew the picture: by its name, and by the mark in it."""
+    return bool(_OURS.fullmatch(path.stem)) and draw.is_marked(path)
 
 
 def _pictures_in(folder: Path) -> list[Path]:

@@ -45,9 +45,13 @@ class Progress:
         return None if self._bar is None else self._step
 
     def _step(self, what: str, done: int, total: int) -> None:
-        share = done / max(1, total)  # features of the levels take about a quarter of the time
-        share = 0.25 * share if what == "levels" else 0.25 + 0.75 * share
-        words = f" level {done} of {total}" if what == "levels" else " comparing with the queries"
+        share = done / max(1, total)
+        if what == "windows":
+            words = f" window {done} of {total}"
+        elif what == "levels":  # their features take about a quarter of the time
+            words, share = f" level {done} of {total}", 0.25 * share
+        else:
+            words, share = " comparing with the queries", 0.25 + 0.75 * share
         self._show(words, self._done + share)
 
     def end(self) -> None:

@@ -69,17 +69,13 @@ class Detections:
 
     def draw(self, image, *, queries: RequestBank | None = None):
         """The detections over `image` (as given to `detect`), a Pillow picture; `queries` adds a legend."""
-        legend = None
-        if queries is not None:
-            first = {request.label: request.preview for request in reversed(queries.requests)}
-            legend = {label: first[label] for label in queries.labels}
         return draw.detections(
             pictures.as_image(image),
             self.boxes,
             labels=self.labels,
             scores=self.scores,
             corners=self.corners,
-            queries=legend,
+            queries=_legend(queries),
         )
 
     @classmethod
@@ -239,6 +235,100 @@ class PhraseDetections:
             ),
             proposals=len(boxes),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestDetections:
+    """What pictures of class members found in one image by coverage, by descending score.
+
+    Attributes:
+      image_size: (height, width) of the image, upright; all coordinates are its pixels.
+      boxes: (n, 4) float32 xyxy.
+      scores: (n,) float32: by default the mean coverage of the cells behind the box, in [0, 1]; with other
+        post-processing a sum over cells ("released") or a logarithm of their number ("grouprect").
+      labels: n names.
+      queries: (n,) index of the request that matched: the one behind the highest coverage in the box.
+      coverage: label -> (rows, columns) float32 in [0, 1]: how likely each cell of the image belongs to the
+        object; the highest of the label's requests.
+      coverage_box: (4,) float32 xyxy: the outer edges of these maps; may reach beyond the image.
+      best_scores: label -> its highest coverage in the image, whatever the threshold.
+    """
+
+    image_size: tuple[int, int]
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: list[str]
+    queries: np.ndarray
+    coverage: dict[str, np.ndarray]
+    coverage_box: np.ndarray
+    best_scores: dict[str, float | None]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self, *, coverage: bool = False) -> dict[str, Any]:
+        """Plain lists and numbers, ready for `json.dumps`; the maps only if asked for."""
+        found = [
+            {
+                "label": self.labels[i],
+                "score": round(float(self.scores[i]), 5),
+                "box": _rounded(self.boxes[i]),
+                "query": int(self.queries[i]),
+            }
+            for i in range(len(self))
+        ]
+        document = _document(self, found)
+        if coverage:
+            maps = {label: np.round(each.astype(float), 4).tolist() for label, each in self.coverage.items()}
+            document["coverage"] = {"box": _rounded(self.coverage_box), "maps": maps}
+        return document
+
+    def draw(self, image, *, queries: RequestBank | None = None, heat: bool = True):
+        """The detections over `image` (as given to `detect`), a Pillow picture.
+
+        Args:
+          image: the picture.
+          queries: adds a legend.
+          heat: shade the image by coverage, each place in the colour of the label with the highest one.
+        """
+        legend = _legend(queries)
+        picture = pictures.as_image(image)
+        if heat:
+            names = list(dict.fromkeys([*(legend or {}), *self.labels, *self.coverage]))
+            picture = draw.heat(picture, self.coverage, self.coverage_box, names=names)
+        return draw.detections(picture, self.boxes, labels=self.labels, scores=self.scores, queries=legend)
+
+    @classmethod
+    def build(
+        cls,
+        size: tuple[int, int],
+        found: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+        coverage: Mapping[str, np.ndarray],
+        coverage_box: np.ndarray,
+    ) -> "RequestDetections":
+        """From `found`: label -> boxes (n, 4), scores (n,) and requests (n,), in any order."""
+        counts = [len(scores) for _, scores, _ in found.values()]
+        names = [name for name, count in zip(found, counts, strict=True) for _ in range(count)]
+        boxes, scores, queries = (np.concatenate(parts) for parts in zip(*found.values(), strict=True))
+        order = np.argsort(-scores, kind="stable")
+        return cls(
+            image_size=tuple(size),
+            boxes=boxes[order].astype(np.float32),
+            scores=scores[order].astype(np.float32),
+            labels=[names[index] for index in order],
+            queries=queries[order].astype(np.int64),
+            coverage=dict(coverage),
+            coverage_box=np.asarray(coverage_box, np.float32),
+            best_scores={label: float(each.max()) for label, each in coverage.items()},
+        )
+
+
+def _legend(bank: RequestBank | None) -> dict[str, np.ndarray] | None:
+    """The first picture of each label."""
+    if bank is None:
+        return None
+    first = {request.label: request.preview for request in reversed(bank.requests)}
+    return {label: first[label] for label in bank.labels}
 
 
 def _document(found, detections) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Detections drawn over a picture, for a report."""
+"""Detections drawn over a picture, for a report; pictures that are written here are known again."""
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 COLOURS = (
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0),
@@ -12,7 +13,31 @@ COLOURS = (
 )  # fmt: skip
 """The first six can be told apart without colour vision (Okabe and Ito)."""
 
+HEAT = 0.65  # of the colour over the image where a heat map is 1
+
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
+
+MARK = "sm-jax"
+"""Stands in every picture that `save` wrote: as `Software` in a PNG, as the comment in a JPEG."""
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a .png or .jpg that `is_marked` knows again. Raises OSError."""
+    if path.suffix.lower() == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Software", MARK)
+        picture.save(path, pnginfo=text)
+    else:
+        picture.save(path, quality=92, comment=MARK)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether `save` wrote the picture; False for what cannot be read."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            return MARK == picture.info.get("Software") or MARK.encode() == picture.info.get("comment")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
@@ -92,6 +117,33 @@ def detections(
     return canvas if queries is None else _with_panel(canvas, names, queries, list(labels))
 
 
+def heat(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], box: np.ndarray, *, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """The picture under its heat maps: each place in the colour of the label with the highest value there.
+
+    Args:
+      image: (h, w, 3) uint8.
+      maps: label -> (rows, columns) float in 0..1, all of one shape; at 1 the colour prevails.
+      box: (4,) xyxy pixels of the image: the outer edges of the maps; it may reach beyond the image.
+      names: labels in the order of their colours; default: that of `maps`.
+
+    Returns:
+      (h, w, 3) uint8.
+    """
+    if not maps:
+        return image
+    names = list(maps) if names is None else list(names)
+    values = np.clip(np.stack(list(maps.values())), 0, 1).astype(np.float32)
+    colours = np.array([colour_of(names.index(label)) for label in maps], np.float32)
+    alpha = HEAT * values.max(axis=0)
+    # Premultiplied by alpha, so that colours of faint cells do not bleed into their neighbours.
+    layers = [alpha, *np.moveaxis(colours[values.argmax(axis=0)] * alpha[..., None], -1, 0)]
+    alpha, *tint = (_spread(layer, box, image.shape[:2])[..., None] for layer in layers)
+    mixed = image * (1 - alpha) + np.concatenate(tint, axis=-1)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
 def titled(picture: Image.Image, title: str) -> Image.Image:
     """The picture below a line of text, which is cut to its width."""
     font = ImageFont.load_default(max(13, round(math.sqrt(picture.width * picture.height) / 40)))
@@ -102,6 +154,18 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
     text = _fit(pen, title, font, picture.width - font.size)
     pen.text((font.size // 2, band // 2), text, font=font, fill=INK, anchor="lm")
     return page
+
+
+def _spread(layer, box, size):
+    """A map (rows, columns) float32 over an image of `size` (height, width); 0 where the map does not lie."""
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    rows, columns = layer.shape
+    padded = Image.fromarray(np.pad(layer, 1))  # nothing around it
+    across, down = columns / (x2 - x1), rows / (y2 - y1)
+    # Pillow gives the centre of pixel x the value at a (x + 0.5) + c of the map, edges on integers.
+    transform = (across, 0.0, 1 - x1 * across, 0.0, down, 1 - y1 * down)
+    method, sampling = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.asarray(padded.transform(size[::-1], method, transform, sampling), np.float32)
 
 
 def _drawable(box, size):

@@ -12,8 +12,7 @@ import numpy as np
 from sm_jax import boxes as box_ops
 from sm_jax import pretrained
 from sm_jax.data import images as pictures
-from sm_jax.data import transforms
-from sm_jax.data.crossmodal import letterbox
+from sm_jax.data.crossmodal import prepare
 from sm_jax.detections import PhraseDetections
 from sm_jax.errors import ConfigError, TextError, WeightsError
 from sm_jax.requests import Request, RequestBank, fingerprint
@@ -181,9 +180,8 @@ class PhraseDetector:
         """Per image: its size, boxes (n, 4), conf (n,) and align (q, n) of what was proposed in it."""
         stack = np.zeros((self.batch, *self._config.image_size, 3), np.float32)
         scales = []
-        for row, image in zip(stack, images, strict=False):
-            fitted, scale = letterbox(image, self._config.image_size)
-            row[: fitted.shape[0], : fitted.shape[1]] = transforms.normalize(fitted)  # as in training
+        for row, image in enumerate(images):
+            stack[row], scale = prepare(image, self._config.image_size)
             scales.append(scale)
         found = self._predictor.proposals(self._variables, stack)
         filled = _filled(vectors)
@@ -212,11 +210,9 @@ class PhraseDetector:
             raise ConfigError(
                 f"this model takes sentence embeddings: give a dict phrase -> array of {width} numbers"
             )
-        for text, vector in texts.items():
-            if np.shape(vector) != (width,) or not np.all(np.isfinite(np.asarray(vector, np.float32))):
-                raise TextError(f"phrase {text!r:.60}: expected {width} finite numbers as its embedding")
+        given = [_embedding(text, vector, width) for text, vector in texts.items()]
         names = [name for name, _ in _labelled(list(texts), labels, None)]
-        vectors = self._text_vectors(np.stack([np.asarray(v, np.float32) for v in texts.values()]))
+        vectors = self._text_vectors(np.stack(given))
         return list(zip(names, map(str, texts), vectors, strict=True))
 
 
@@ -269,6 +265,18 @@ def _labelled(texts, labels, tokenizer: Tokenizer | None) -> list[tuple[str, str
 def _ignored(text: str, unknown: Sequence[str]) -> str:
     words = ", ".join(repr(word[:40]) for word in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
     return f"phrase {text[:60]!r}: the model does not know {words}; what it finds may ignore that"
+
+
+def _embedding(text: Any, vector: Any, width: int) -> np.ndarray:
+    """The sentence embedding of a phrase, f32 (width,); raises TextError for anything else."""
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is not finite in it
+            row = np.asarray(vector, np.float32)
+    except (TypeError, ValueError):
+        row = np.zeros(0, np.float32)
+    if row.shape != (width,) or not np.isfinite(row).all():
+        raise TextError(f"phrase {text!r:.60}: expected {width} finite numbers as its embedding")
+    return row
 
 
 def _filled(rows: np.ndarray) -> np.ndarray:

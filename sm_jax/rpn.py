@@ -209,7 +209,8 @@ def _convolve_at(features: Array, kernel: Array, cell: Array) -> Array:
     """`convolve` with a 3x3 kernel at some cells: "b h w c", "3 3 c width", i32 "b s" -> "b s width".
 
     One product for each of the nine neighbours, which are fetched again for the gradient: they would be nine
-    times the size of the chosen features.
+    times the size of the chosen features. Sums are float32 and rounded once to the type of the features;
+    only the gradient with respect to these adds up in their type.
     """
     batch, height, width, channels = features.shape
     cells = features.reshape(batch, height * width, channels)
@@ -222,9 +223,10 @@ def _convolve_at(features: Array, kernel: Array, cell: Array) -> Array:
         inside = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
         neighbour = jnp.where(inside, to_row * width + to_column, 0)
         found = jax.vmap(lambda cells, index: cells.at[index].get(mode="promise_in_bounds"))(cells, neighbour)
-        return total + jnp.where(inside[..., None], found @ weights, 0), None
+        product = jnp.matmul(found, weights, preferred_element_type=jnp.float32)
+        return total + jnp.where(inside[..., None], product, 0), None
 
     steps = jnp.stack(jnp.meshgrid(jnp.arange(-1, 2), jnp.arange(-1, 2), indexing="ij"), axis=-1)
     kernel = kernel.astype(features.dtype).reshape(9, channels, -1)
-    start = jnp.zeros((*cell.shape, kernel.shape[-1]), features.dtype)
-    return jax.lax.scan(add, start, (steps.reshape(9, 2), kernel))[0]
+    start = jnp.zeros((*cell.shape, kernel.shape[-1]), jnp.float32)
+    return jax.lax.scan(add, start, (steps.reshape(9, 2), kernel))[0].astype(features.dtype)

@@ -244,7 +244,7 @@ def test_a_bank_of_other_weights_is_refused(detector, image):
 @pytest.mark.parametrize(
     "options,error,line",
     [
-        ({"name": "os3d"}, ConfigError, "no system called 'os3d'; there are: os2d, crossmodal"),
+        ({"name": "os3d"}, ConfigError, "no system called 'os3d'; there are: os2d, crossmodal, ssm"),
         ({"weights": "resnet51"}, WeightsError, "no weights called 'resnet51'"),
         ({"weights": ""}, WeightsError, "give a name"),
         ({"model": {"head_type": "float16"}}, ConfigError, "did you mean 'head_dtype'"),

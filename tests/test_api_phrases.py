@@ -284,7 +284,8 @@ def test_sentence_embeddings_take_the_place_of_words(image):
     assert sorted(found.labels) == ["grass", "something warm", "something warm"]
     with pytest.raises(ConfigError, match="takes sentence embeddings: give a dict phrase -> array of 3"):
         detector.detect(image, "red")
-    for vector in ([1.0, 2.0], [1.0, np.nan, 0.0], "red"):
+    wrong = [[1.0, 2.0], [1.0, np.nan, 0.0], [1e300, 0, 0], "red", ["a", "b", "c"], [[1], [2, 3], 4], None]
+    for vector in [*wrong, [None] * 3, [1j, 0, 0], np.array([{}, {}, {}])]:
         with pytest.raises(SmJaxError, match="expected 3 finite numbers"):
             detector.detect(image, {"warm": vector})
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sm_jax
-from sm_jax import api, cli, detect_command, phrase_detector, platform
+from sm_jax import api, cli, detect_command, phrase_detector, platform, request_detector
 from tests.systems.os2d.fake import PARTS, VARIABLES, scene
 
 RED = (255, 40, 40)
@@ -185,7 +185,7 @@ def test_overlays_of_earlier_runs_are_not_searched(place, capsys):
         assert cli.main(command) == 0
         out, err = capsys.readouterr()
         documents.append(json.loads(out))
-    assert "note: shop: 3 overlays of earlier runs are left out" in err
+    assert "note: shop: 3 pictures that sm-jax drew: left out" in err
     assert [Path(entry["image"]).name for entry in documents[1]["images"]] == [
         "a.png",
         "b.jpg",
@@ -276,7 +276,8 @@ def test_help_is_printed(words, capsys):
 
 
 def test_the_help_names_the_default_threshold():
-    both = f"(default: {api.THRESHOLD}; with phrases {phrase_detector.THRESHOLD})"
+    phrases, ssm = phrase_detector.THRESHOLD, request_detector.THRESHOLD
+    both = f"(default: {api.THRESHOLD}; with phrases {phrases}; ssm: coverage above {ssm})"
     assert both in cli.DETECT_OPTIONS["--threshold"]["help"]
 
 

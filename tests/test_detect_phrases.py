@@ -1,6 +1,9 @@
 """`sm-jax detect --text`: with a fake network, and with a tiny one that was exported."""
 
 import json
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +12,8 @@ from PIL import Image
 
 import sm_jax
 from sm_jax import api, cli, platform
+from sm_jax.data import phrase_preview
+from sm_jax.data.shapes import ShapeScenes
 from sm_jax.errors import ConfigError, WeightsError
 from sm_jax.systems.crossmodal import model
 from sm_jax.systems.crossmodal.predict import ProposalOptions
@@ -97,6 +102,39 @@ def test_a_file_of_phrases(place, capsys):
     assert cli.main(command) == 0
     document = json.loads(capsys.readouterr().out)
     assert [query["text"] for query in document["queries"]] == ["blue", "the red things", "green"]
+
+
+def test_bytes_that_are_no_text_are_one_line(place, capsys):
+    """As Python takes them from a command line: lone surrogates."""
+    for words in (["red", "green\udcff"], ["red", "--label", "r\udcff"]):
+        assert cli.main(["detect", "--image", "a.png", "--text", *words, "--out", "found"]) == 2
+        err = capsys.readouterr().err
+        assert "\\udcff' is not text in UTF-8" in err and err.count("\n") == 1
+        assert err.startswith(f"error: {'--label' if '--label' in words else '--text'}: ")
+    assert not (place / "found").exists()
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(place, capsys, monkeypatch):
+    stdout = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli.main(["detect", "--image", "a.png", "--text", "red", "--label", "красный"]) == 0
+    assert "  \\u043a\\u0440" in stdout.buffer.getvalue().decode("ascii")
+
+
+def test_what_sm_jax_drew_is_not_searched_in_a_folder(place, capsys):
+    """The sheet beside previewed scenes, and the overlays of a run that wrote among its own images."""
+    source = ShapeScenes("train", num_scenes=2, image_size=(96, 128), count=(2, 4), size_range=(12, 24))
+    phrase_preview.write(source, place / "scenes", count=2)
+    command = ["detect", "--image", "scenes", "--text", "red", "--out", "scenes", "--json"]
+    for left_out in ("1 picture", "3 pictures"):
+        assert cli.main(command) == 0
+        out, err = capsys.readouterr()
+        names = [Path(entry["image"]).name for entry in json.loads(out)["images"]]
+        assert names == ["000000.png", "000001.png"]
+        assert f"note: scenes: {left_out} that sm-jax drew: left out" in err
+    Image.new("RGB", (64, 64)).save(place / "scenes" / "sheet.png")  # somebody's own, only called so
+    assert cli.main(command) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 3
 
 
 def test_damaged_images_are_named_and_the_rest_goes_on(place, capsys):

@@ -122,3 +122,35 @@ def test_a_title_stands_above_and_is_cut_to_the_width():
     assert np.array_equal(np.asarray(short)[band:], np.asarray(picture))
     ink = [(np.asarray(page)[:band] < 100).any(axis=(0, 2)) for page in (short, long)]
     assert 0 < ink[0].sum() < ink[1].sum() and not ink[1][-5:].any()
+
+
+def test_heat_lies_where_its_map_does_in_the_colour_of_the_highest_label():
+    maps = {"a": np.zeros((2, 4), np.float32), "b": np.zeros((2, 4), np.float32)}
+    maps["a"][0, 0], maps["b"][0, 0], maps["b"][1, 3] = 1.0, 0.4, 1.0
+    image, box = np.full((100, 200, 3), 200, np.uint8), np.array([20, 10, 180, 90])  # cells of 40 pixels
+
+    def full(index):
+        return 200 + draw.HEAT * (np.array(draw.colour_of(index)) - 200)
+
+    picture = draw.heat(image, maps, box).astype(float)
+    assert np.abs(picture[29:31, 39:41] - full(0)).max() < 6  # the middle of the first cell
+    assert np.abs(picture[69:71, 159:161] - full(1)).max() < 6
+    assert np.all(picture[:, 95:105] == 200) and np.all(picture[:30, 105:] == 200)
+    second = draw.heat(image, {"b": maps["b"]}, box, names=["a", "b"]).astype(float)
+    assert np.abs(second[69:71, 159:161] - full(1)).max() < 6
+    assert np.array_equal(draw.heat(image, {}, box), image)
+
+
+def test_a_map_is_spread_as_interpolation_between_its_cells():
+    """Against the plain definition: cell centres at the middle of their squares, 0 one cell outside."""
+    rng = np.random.default_rng(0)
+    layer, box, size = rng.random((3, 5)).astype(np.float32), (-7.0, 4.0, 43.0, 31.0), (40, 50)
+    padded = np.pad(layer, 1)
+    y = np.clip((np.arange(size[0]) + 0.5 - box[1]) / 9 + 0.5, 0, 3.999)
+    x = np.clip((np.arange(size[1]) + 0.5 - box[0]) / 10 + 0.5, 0, 5.999)
+    rows = np.array([np.interp(y, np.arange(5), column) for column in padded.T]).T
+    want = np.array([np.interp(x, np.arange(7), row) for row in rows])
+    got = draw._spread(layer, box, size)
+    inside = np.s_[5:30, 1:42]
+    np.testing.assert_allclose(got[inside], want[inside], atol=1e-5)
+    assert np.all(got[37:] == 0) and np.all(got[:, 48:] == 0)

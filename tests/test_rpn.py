@@ -261,6 +261,21 @@ def test_chosen_anchors_have_the_values_and_gradients_of_all(kinds):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_chosen_anchors_are_as_exact_in_half_precision_as_all(dtype):
+    """Nine products are added up before they are rounded: the error is that of one convolution."""
+    rng = np.random.default_rng(4)
+    features = jnp.asarray(np.maximum(rng.normal(size=(2, 5, 6, 256)), 0), dtype)
+    kernel = jnp.asarray(0.05 * rng.normal(size=(3, 3, 256, 32)), jnp.float32)
+    cell = jnp.tile(jnp.arange(30)[None], (2, 1))
+    convolve_at = jax.jit(rpn._convolve_at)
+    wanted = convolve_at(features.astype(jnp.float32), kernel.astype(dtype).astype(jnp.float32), cell)
+    found = convolve_at(features, kernel, cell)
+    assert found.dtype == dtype
+    step = jnp.finfo(dtype).eps / 2  # half a unit of the last place, of values up to twice the power of two
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=1.01 * float(step), atol=1e-5)
+
+
 def test_the_order_is_that_of_the_anchors():
     """A network that answers with the centre of its cell and the number of the anchor in the cell."""
     net, variables, _ = network(3, channels=2)

@@ -8,6 +8,7 @@ from typing import Any
 from sm_jax.data.measure import Measured, measure, query_canvas
 from sm_jax.data.phrases import PhraseSource
 from sm_jax.data.sources import Source, open_source
+from sm_jax.data.sources.classes import CLASSES
 from sm_jax.errors import ConfigError
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "query_canvas",
 ]
 
+GENERATED = ("shapes", "shelves")
+"""Values of `data.source` that are no path."""
+
 _log = logging.getLogger("sm_jax.data")
 
 
@@ -33,17 +37,22 @@ def make_source(data: Any, split: str) -> Source:
     Args:
       data: config section `data`: `source` is "shelves" (generated; its options in `data.shelves`) or the
         path of a data set (see `sources.open_collection`).
-      split: "train", "val", "test" or a name the data set uses.
+      split: "train", "val", "test" or a name the data set uses; ":seen" or ":unseen" behind it restricts the
+        classes ("val:unseen", see `sources.classes`). The generated shelves are divided as they are: their
+        "val" and "test" are unseen, "train" is seen, and "val:seen" is their split "seen".
 
     Raises:
       ConfigError, DataError.
     """
     if not data.source:
         raise ConfigError("data.source: give 'shelves' or the path of a data set")
+    name, _, classes = split.rpartition(":")
+    if not name or classes not in CLASSES:
+        name, classes = split, "all"
     if data.source == "shelves":
-        return _shelves(data, split)
+        return _shelves(data, _shelf_split(name, classes))
     if data.source.startswith("~") or Path(data.source).exists():
-        return open_source(data.source, split=split)
+        return open_source(data.source, split=name, classes=classes)
     raise ConfigError(f"data.source: {data.source!r} is neither 'shelves' nor an existing file or folder")
 
 
@@ -135,7 +144,7 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
     """
     from sm_jax.data import pipeline  # grain takes seconds to import and brings jax
 
-    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder}
+    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder, "ssm": _ssm_builder}
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
     if config.data.workers < 0:
@@ -184,9 +193,14 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
         image_size=tuple(config.model.image_size),
         max_boxes=max(data.max_boxes, source.most_boxes),
         flips=data.get("flips", False),
+        accumulate=int(config.get("optim", {}).get("accumulate", 1)),
     )
     encoder = make_encoder(config, source)
-    crossmodal.check_phrases(getattr(source, "phrases", ()), encoder)
+    crossmodal.check_phrases(source.phrases, encoder)
+    if config.get("eval_every", 0):  # the first evaluation may be hours away
+        for split in config.eval.splits:
+            held_out = make_phrase_source(data, split)
+            crossmodal.check_phrases(held_out.phrases, encoder, split=split, unknown=True)
     unread = sorted(set(source.vocabulary) - set(getattr(encoder, "vocabulary", source.vocabulary)))
     if unread:
         _log.warning(
@@ -198,19 +212,43 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     return crossmodal.BatchBuilder(source, options, encoder, **process)
 
 
+def make_ssm_source(config: Any) -> Source:
+    """What the SSM trains on: `data.train_split` ("train:seen" where there are seen.txt and unseen.txt)."""
+    return make_source(config.data, config.data.get("train_split", "train"))
+
+
+def _ssm_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import ssm
+
+    source = make_ssm_source(config)
+    return ssm.BatchBuilder(source, ssm.batch_options(config, image_scale(config.data, source)), **process)
+
+
+def _shelf_split(split: str, classes: str) -> str:
+    """The split of the generated shelves that holds these classes."""
+    trained = split in ("train", "seen")
+    if classes == "unseen" and trained:
+        raise ConfigError(f"shelves: the classes of {split!r} are seen; 'val' and 'test' hold unseen ones")
+    return "seen" if classes == "seen" and not trained else split
+
+
 def _shelves(data: Any, split: str) -> Source:
     from sm_jax.data.synthetic import ShelvesSource  # needs the packages with the artwork
 
-    options = _of_split(data.get("shelves", {}), split, "shelves")
+    options = _of_split(data.get("shelves", {}), split, "shelves", ("train", "val", "test", "seen"))
     return ShelvesSource(split, cache_dir=data.get("cache_dir", "") or None, **options)
 
 
-def _of_split(section: Any, split: str, name: str) -> dict[str, Any]:
+def _of_split(
+    section: Any, split: str, name: str, splits: tuple[str, ...] = ("train", "val", "test")
+) -> dict[str, Any]:
     """Options of a generated source, `num_train` and its like turned into `num_scenes` of one split."""
     options = dict(section)
-    lengths = {key: options.pop(f"num_{key}", None) for key in ("train", "val", "test")}
-    if split not in lengths:
-        raise ConfigError(f"{name}: there is no split {split!r}, only train, val and test")
+    lengths = {key: options.pop(f"num_{key}", None) for key in ("train", "val", "test", "seen")}
+    if split not in splits:
+        raise ConfigError(
+            f"{name}: there is no split {split!r}, only {', '.join(splits[:-1])} and {splits[-1]}"
+        )
     if lengths[split] is not None:
         options["num_scenes"] = lengths[split]
     return options

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sm_jax.data import duplicates
+from sm_jax.data.sources import classes as halves
 from sm_jax.data.sources import open_collection, splits
 from sm_jax.data.sources.base import Collection, Record, usable_boxes
 from sm_jax.errors import DataError, ImageError
@@ -104,6 +105,7 @@ def check(path: str | Path) -> Report:
     findings.extend(picture_findings(records))
     classes = _classes(collection, records)
     findings.extend(_class_findings(collection, classes))
+    findings.extend(_half_findings(collection))
     sizes = _sizes(records.get("train", []))
     median = float(np.median(sizes)) if len(sizes) else 0.0
     return Report(
@@ -280,6 +282,18 @@ def _classes(collection: Collection, records: dict[str, list[Record]]) -> list[C
             )
         )
     return result
+
+
+def _half_findings(collection: Collection) -> list[Finding]:
+    """What is wrong with seen.txt and unseen.txt, where there are any."""
+    files = [collection.root / file for file in halves.FILES.values() if (collection.root / file).is_file()]
+    found = []
+    for half in halves.FILES if files else ():
+        try:
+            halves.class_list(collection.root, collection.class_names, half)
+        except DataError as error:
+            found.append(Finding("seen and unseen", str(collection.root), str(error)))
+    return found
 
 
 def _class_findings(collection: Collection, classes: list[ClassSummary]) -> list[Finding]:

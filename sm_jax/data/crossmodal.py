@@ -39,15 +39,17 @@ class BatchOptions:
       max_boxes: boxes kept per image; take the most that an image has, for the rest would count as background
         (those that the phrase means stay).
       flips: mirror half of the images; not for phrases that say left or right.
+      accumulate: batches of an optimizer step.
     """
 
     batch_size: int = 32
     image_size: tuple[int, int] = (512, 512)
     max_boxes: int = 20
     flips: bool = False
+    accumulate: int = 1
 
     def __post_init__(self):
-        for name in ("batch_size", "max_boxes"):
+        for name in ("batch_size", "max_boxes", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data: {name} must be at least 1, not {getattr(self, name)}")
         if min(self.image_size) < 32:
@@ -120,7 +122,7 @@ class BatchBuilder:
         phrases = self._encoder.encode([row.pop("phrase") for row in rows])
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         batch["tokens" if phrases.dtype.kind == "i" else "text_features"] = phrases
-        batch["step"] = np.array(k, np.int32)
+        batch["step"] = np.array(k // self.options.accumulate, np.int32)
         batch[SKIPPED] = np.frombuffer(json.dumps(skipped).encode(), np.uint8)
         return batch
 
@@ -131,7 +133,8 @@ class BatchBuilder:
           The training batch: `image` f32 (b, H, W, 3) or `trunk` f16 (b, h, w, c); `boxes` f32 (b, m, 4) in
           pixels of the fitted image; `boxes_valid` and `aligned` bool (b, m); `tokens` i32 (b, L) or
           `text_features` f32 (b, d); `valid` bool (b,), false for a row that is empty because no picture
-          could be read; `step` i32 (), k. And (kind, name, message) of every picture that could not be read.
+          could be read; `step` i32 (), the optimizer step that takes it. And (kind, name, message) of every
+          picture that could not be read.
         """
         # Copies: arrays of a worker lie in shared memory, which must not outlive the iterator.
         batch = {name: np.array(batch[name]) for name in sorted(batch)}
@@ -193,22 +196,27 @@ class BatchBuilder:
         return row | {"phrase": self.source.annotation(0)["phrases"][0]}
 
 
-def check_phrases(phrases: Iterable[str], encoder: Encoder) -> None:
-    """Whether the encoder can read every one of the training phrases.
+def check_phrases(
+    phrases: Iterable[str], encoder: Encoder, *, split: str = "train", unknown: bool = False
+) -> None:
+    """Whether the encoder can read every one of the phrases of a split.
+
+    `unknown`: phrases without a known word are borne, as evaluation does, which reports them.
 
     Raises:
       ConfigError: phrases longer than `model.text_length` allows. TextError: another phrase it cannot read.
     """
     phrases = list(phrases)
-    length = getattr(encoder, "length", None)
+    length = getattr(encoder, "length", None)  # of a row of words; a given vector has none
     longest = max((1 + len(text.words(phrase)) for phrase in phrases), default=0)
     if length is not None and longest > length:
         raise ConfigError(
-            f"model.text_length={length}: the longest training phrase needs {longest} (its words and 1); "
-            f"set model.text_length={longest}"
+            f"model.text_length={length}: the longest phrase of split {split!r} needs {longest} (its words "
+            f"and 1); train with model.text_length={longest}"
         )
-    for phrase in phrases:
-        encoder.check(phrase)
+    if length is None or not unknown:
+        for phrase in phrases:
+            encoder.check(phrase)
 
 
 def fit(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sm_jax.data.phrases import PhraseSource
-from sm_jax.draw import FAINT, INK, PAPER, colour_of
+from sm_jax.data.phrases import ABSENT, STANDARD, PhraseSource
+from sm_jax.draw import FAINT, INK, PAPER, colour_of, save
 from sm_jax.errors import ConfigError, DataError
 
 SHEET, DOCUMENT = "sheet.png", "phrases.json"
@@ -20,7 +20,8 @@ def write(source: PhraseSource, folder: str | Path, *, count: int = 6) -> Path:
 
     The folder, made if need be, gets `000000.png` ... (the scenes as they are), `phrases.json` (their boxes
     and phrases in the form that `data.source` takes) and `sheet.png` (scenes above their phrases, each in its
-    own colour, the boxes that it means framed in it). Files of these names are replaced.
+    own colour, the boxes that it means framed in it; `sm-jax detect` does not search it among the scenes).
+    Files of these names are replaced.
 
     Raises:
       DataError: nothing to show. ConfigError: a folder that cannot be written.
@@ -39,8 +40,9 @@ def write(source: PhraseSource, folder: str | Path, *, count: int = 6) -> Path:
             entries.append(_entry(source, index, name))
             cells.append(_cell(source, index, image))
         lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
-        (folder / DOCUMENT).write_text(f'{{"images": [\n{lines}\n]}}\n', encoding="utf-8")
-        _sheet(cells).save(folder / SHEET, optimize=True)
+        document = f'{{"images": [\n{lines}\n]}}\n'
+        (folder / DOCUMENT).write_text(document, encoding="utf-8", errors="backslashreplace")
+        save(_sheet(cells), folder / SHEET)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return folder / SHEET
@@ -49,8 +51,8 @@ def write(source: PhraseSource, folder: str | Path, *, count: int = 6) -> Path:
 def _entry(source: PhraseSource, index: int, name: str) -> dict:
     note = source.annotation(index)
     asked = list(zip(note["phrases"], note["matches"], strict=True))
-    if "absent" in source.query_kinds:
-        asked += zip(*source.queries(index, "absent"), strict=True)
+    if ABSENT in source.query_kinds:
+        asked += zip(*source.queries(index, ABSENT), strict=True)
     ids = {phrase: np.flatnonzero(row).tolist() for phrase, row in asked}
     return {
         "image": name,
@@ -75,7 +77,7 @@ def _cell(source: PhraseSource, index: int, image: np.ndarray) -> Image.Image:
         pen.rectangle((box * scale).tolist(), outline=FAINT)
     framed = np.zeros(len(boxes), int)  # frames of several phrases lie inside each other
     for number, (kind, _, row) in enumerate(asked):
-        for which in np.flatnonzero(row) if kind == "standard" else ():
+        for which in np.flatnonzero(row) if kind == STANDARD else ():
             box = boxes[which] * scale + np.array([1, 1, -1, -1]) * 4 * framed[which]
             framed[which] += 1
             if box[2] - box[0] > 8 and box[3] - box[1] > 8:
@@ -86,8 +88,8 @@ def _cell(source: PhraseSource, index: int, image: np.ndarray) -> Image.Image:
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(14)
     for number, (kind, phrase, row) in enumerate(asked):
         y = scene.height + 6 + _LINE * number
-        pen.rectangle((2, y + 2, 13, y + 13), fill=colour_of(number) if kind == "standard" else FAINT)
-        note = f"{int(row.sum())} of {len(row)}" + ("" if kind == "standard" else f", {kind}")
+        pen.rectangle((2, y + 2, 13, y + 13), fill=colour_of(number) if kind == STANDARD else FAINT)
+        note = f"{int(row.sum())} of {len(row)}" + ("" if kind == STANDARD else f", {kind}")
         pen.text((20, y - 1), f"{phrase[:60]}  ({note})", font=font, fill=INK)
     return cell
 

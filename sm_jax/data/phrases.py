@@ -7,17 +7,22 @@ import numpy as np
 
 from sm_jax.errors import DataError, TextError
 
+STANDARD, ABSENT = "standard", "absent"
+"""Kinds of queries: ordinary phrases, and those that mean nothing in the image."""
+
 
 class PhraseSource(Protocol):
     """Images with boxes and with phrases that mean some of them: picklable, NumPy only.
 
     Attributes:
-      query_kinds: the kinds of phrases that `queries` knows; the first is "standard".
+      query_kinds: the kinds of phrases that `queries` knows; the first is `STANDARD`.
+      phrases: every phrase of this split that `annotation` and `queries` can give, each once.
       vocabulary: every word that the phrases of this split can use.
       most_boxes: of one image.
     """
 
     query_kinds: tuple[str, ...]
+    phrases: tuple[str, ...]
     vocabulary: tuple[str, ...]
     most_boxes: int
 
@@ -31,7 +36,7 @@ class PhraseSource(Protocol):
         `phrases` (p) str, at least one, `matches` bool (p, n): the boxes that each phrase means. Never
         decodes pixels."""
 
-    def queries(self, index: int, kind: str = "standard") -> tuple[list[str], np.ndarray]:
+    def queries(self, index: int, kind: str = STANDARD) -> tuple[list[str], np.ndarray]:
         """Phrases of one kind for evaluation, and bool (p, n): the boxes each means; there may be none."""
 
 

@@ -40,7 +40,7 @@ def _of_config(arguments: Any) -> Path:
     sys.path.append(str(Path(arguments.config.partition(".py")[0]).resolve().parent.parent))
     config = commandline.load_config(arguments.config)
     folder = Path(arguments.folder)
-    if config.data.source not in ("shapes", "shelves"):
+    if config.data.source not in data.GENERATED:
         outside(folder, config.data.source)
     if config.system == "crossmodal":
         from sm_jax.data import phrase_preview

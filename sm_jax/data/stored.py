@@ -32,6 +32,10 @@ class StoredFeatures:
             raise ImageError(f"picture {index}: it could not be read when its features were stored")
         return row
 
+    def damaged(self) -> list[int]:
+        """The pictures that could not be read."""
+        return np.flatnonzero(np.isnan(self._open()[:, 0, 0, 0])).tolist()
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_rows": None}
 

@@ -170,6 +170,15 @@ def distort_color(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
+def recolor(image: np.ndarray, *, turn: float = 0.0, saturation: float = 1.0) -> np.ndarray:
+    """Turns the hue by a share of the circle and multiplies the saturation; uint8 in and out."""
+    if turn:
+        image = np.asarray(_shift_hue(Image.fromarray(image), turn))
+    if saturation != 1.0:
+        image = np.asarray(ImageEnhance.Color(Image.fromarray(image)).enhance(saturation))
+    return image
+
+
 def _shift_hue(picture: Image.Image, turn: float) -> Image.Image:
     hsv = np.array(picture.convert("HSV"))
     hsv[..., 0] += np.uint8(round(turn * 255) % 256)  # the hue circle wraps like a byte

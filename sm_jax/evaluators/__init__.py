@@ -8,11 +8,15 @@ from typing import Any, Protocol
 from sm_jax.errors import ConfigError
 
 SYSTEMS = ("os2d", "crossmodal")
+PROTOCOLS = ("default", "requests")
 Progress = Callable[[Iterable, str], Iterable]
 
 
 class Evaluator(Protocol):
-    """Measures a model on one split."""
+    """Measures a model on one split.
+
+    One with many metrics may have `headline`, the last parts of the names of those that training prints.
+    """
 
     def run(self, variables: Any) -> Iterable[tuple[str, float]]:
         """Yield (metric name, value) for the variables of the model."""
@@ -31,12 +35,14 @@ def make(config: Any, system: Any = None, *, progress: Progress | None = None) -
     """One evaluator per split of `config.eval.splits`.
 
     Args:
-      config: the whole config; read are `system`, `model`, `data` and `eval`.
+      config: the whole config; read are `system`, `model`, `data` and `eval`. With `eval.protocol`
+        "requests" pictures of objects are the requests (see `evaluators.requests`); "default", or none, is
+        the system's own evaluation.
       system: not needed: evaluators make a predictor of their own, which shares what images have in common.
       progress: wraps the iteration over images; called with it and a description.
 
     Raises:
-      ConfigError: nothing evaluates this system; DataError: no such data.
+      ConfigError: nothing evaluates this system so; DataError: no such data.
     """
     del system
     module = _of(config)
@@ -51,6 +57,11 @@ def metric_names(config: Any) -> list[str]:
 
 
 def _of(config: Any) -> Any:
+    protocol = config.get("eval", {}).get("protocol", "default")
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"eval.protocol: {protocol!r} is none of {', '.join(PROTOCOLS)}")
+    if protocol == "requests":
+        return importlib.import_module("sm_jax.evaluators.requests")
     if config.system not in SYSTEMS:
         raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
     return importlib.import_module(f"sm_jax.evaluators.{config.system}")

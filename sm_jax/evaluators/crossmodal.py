@@ -12,14 +12,13 @@ import numpy as np
 from sm_jax import boxes as box_ops
 from sm_jax import data as data_lib
 from sm_jax import draw
-from sm_jax.data import transforms
-from sm_jax.data.crossmodal import letterbox
+from sm_jax.data.crossmodal import check_phrases, prepare
+from sm_jax.data.phrases import ABSENT, STANDARD
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import proposals, report
 from sm_jax.evaluators.damaged import Damaged
 from sm_jax.evaluators.detection import voc
 
-STANDARD, ABSENT = "standard", "absent"
 TEXTS = 64  # phrases that are encoded together
 
 
@@ -60,7 +59,8 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
     """An evaluator for each split of `config.eval.splits`; all share one predictor.
 
     Raises:
-      ConfigError: a section that cannot be used; DataError: no such data.
+      ConfigError: a section that cannot be used, or phrases longer than the model reads; DataError: no such
+        data; TextError: a phrase without a given vector.
     """
     from sm_jax.systems.crossmodal.model import ModelConfig
     from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions
@@ -68,10 +68,13 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
     options, model = config.eval, ModelConfig.create(config.model)
     predictor = Predictor(model, ProposalOptions.of_eval(options))
     encoder = data_lib.make_encoder(config)
+    sources = {split: data_lib.make_phrase_source(config.data, split) for split in options.splits}
+    for split, source in sources.items():
+        check_phrases(source.phrases, encoder, split=split, unknown=True)
     return {
         split: CrossModalEvaluator(
             predictor,
-            data_lib.make_phrase_source(config.data, split),
+            source,
             encoder=encoder,
             image_size=model.image_size,
             kinds=options.get("kinds") or None,
@@ -85,7 +88,7 @@ def make(config: Any, *, progress=None) -> dict[str, "CrossModalEvaluator"]:
             paper=config.data.source == "shapes",
             progress=progress,
         )
-        for split in options.splits
+        for split, source in sources.items()
     }
 
 
@@ -286,9 +289,7 @@ class CrossModalEvaluator:
             except ImageError as error:
                 self._damaged.add("image", str(error), total=len(self._wanted))
                 continue
-            fitted, scale = letterbox(image, self._size)
-            canvas = np.zeros((*self._size, 3), np.float32)  # zeros after normalisation, as in training
-            canvas[: fitted.shape[0], : fitted.shape[1]] = transforms.normalize(fitted)
+            canvas, scale = prepare(image, self._size)
             images.append(canvas)
             read.append((index, image.shape[:2], scale))
         if not images:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sm_jax.data.phrases import ABSENT, STANDARD
 from sm_jax.evaluators import proposals
 
 MAX_ROWS = 40
@@ -102,23 +103,23 @@ def phrase_table(evaluator: Any) -> str:
     Where the scenes are like the paper's, its figures stand in a column "paper". Below are the definitions.
     """
     counts = _phrases(evaluator)
-    kinds = [kind for kind in evaluator.summaries if kind not in ("standard", "absent")]
+    kinds = [kind for kind in evaluator.summaries if kind not in (STANDARD, ABSENT)]
     columns = ["mean", "of", "micro", *(["paper"] if evaluator.paper else []), *kinds]
     shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     lines = [f"{counted(len(evaluator.indices), 'image')}, phrases: {shown or 'none'}"]
     lines.append(f"  {'':<22} " + " ".join(f"{name:>{max(7, len(name))}}" for name in columns))
-    rows = dict.fromkeys(name for kind in ("standard", *kinds) for name in evaluator.summaries.get(kind, {}))
+    rows = dict.fromkeys(name for kind in (STANDARD, *kinds) for name in evaluator.summaries.get(kind, {}))
     for name in rows:
-        main = evaluator.summaries["standard"].get(name)
+        main = evaluator.summaries[STANDARD].get(name)
         values = [main and main.mean, main and main.units, main and main.micro]
         values += [PAPER.get(name)] if evaluator.paper else []
         others = [evaluator.summaries[kind].get(name) for kind in kinds]
         lines.append(_row(name, values + [other and other.mean for other in others], columns))
     for threshold in dict.fromkeys(t for by_threshold in evaluator.ap.values() for t in by_threshold):
         of_kind = {kind: by_threshold[threshold] for kind, by_threshold in evaluator.ap.items()}
-        values = [of_kind.get({"mean": None, "micro": "standard"}.get(name, name)) for name in columns]
+        values = [of_kind.get({"mean": None, "micro": STANDARD}.get(name, name)) for name in columns]
         lines.append(_row(f"AP@{threshold:.2f}", values, columns))
-    for name, summary in evaluator.summaries.get("absent", {}).items():
+    for name, summary in evaluator.summaries.get(ABSENT, {}).items():
         lines.append(_row(f"absent/{name}", [summary.mean, summary.units], columns))
     if evaluator.unknown:
         some = ", ".join(evaluator.unknown[:20]) + (", ..." if len(evaluator.unknown) > 20 else "")

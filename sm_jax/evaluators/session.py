@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sm_jax import evaluators, pretrained
+from sm_jax.data import GENERATED
 from sm_jax.data.sources.files import outside
 from sm_jax.errors import ConfigError
 from sm_jax.evaluators import report
 from sm_jax.training import commandline
-
-GENERATED = ("shelves", "shapes")
 
 
 def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str) -> int:
@@ -34,6 +33,8 @@ def run(argv: Sequence[str], *, config: str, options: dict[str, Any], help: str)
             settings.data.source = values["data"]
         if values["split"]:
             settings.eval.splits = (values["split"],)
+        if values["protocol"]:
+            settings.eval.protocol = values["protocol"]
     print(f"evaluating {name} on {settings.data.source}", flush=True)
     out = Path(values["out"] or Path(workdir or "runs") / "evaluation")
     if settings.data.source not in GENERATED:

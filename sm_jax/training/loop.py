@@ -164,11 +164,17 @@ class Loop:
         results = _same_everywhere({k: float(v) for k, v in results.items() if np.ndim(v) == 0})
         self.checkpoints.record(self.step, results)
         self.metrics.write(self.step, results)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in results.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in results.items() if self._headline(name))
         self.metrics.say(f"step {self.step}/{self.config.steps}  {shown}")
         if self.step == self.config.steps:
             self._draw()
         return self._stopped()
+
+    def _headline(self, name: str) -> bool:
+        """Whether `EVALUATOR/METRIC` is worth a person's look; an evaluator with many metrics says which."""
+        evaluator, metric = name.split("/", 1)
+        wanted = getattr(self.evaluators.get(evaluator), "headline", None)
+        return wanted is None or metric.rsplit("/", 1)[-1] in wanted
 
     def _draw(self) -> None:
         """Pictures of what the last evaluation found, by the evaluators that make some."""
@@ -216,7 +222,7 @@ class Loop:
         if best is not None:
             value = self.checkpoints.evaluations[best][self.checkpoints.metric]
             self.metrics.say(f"best: {self.checkpoints.path(best)} ({self.checkpoints.metric} {value:.3f})")
-        for metric in _metrics_of(self.checkpoints.evaluations):
+        for metric in filter(self._headline, _metrics_of(self.checkpoints.evaluations)):
             values = self.checkpoints.evaluations
             ends = (f"{values[step][metric]:.3f} at step {step}" for step in (min(values), max(values)))
             self.metrics.say(f"{metric}: {', '.join(ends)}")

@@ -87,6 +87,9 @@ def test_steps_and_epochs():
     config = crossmodal.get_config("epochs=7")
     assert config.steps == 875 and config.optim.milestones == (375, 750)
     assert crossmodal.get_config("steps=5").steps == 5
+    # 16 scenes in batches of 4: 2 epochs by themselves, and as many as are asked for.
+    for arg, epochs in (("runlocal", 2), ("runlocal,epochs=10", 10), ("epochs=3,runlocal", 3)):
+        assert crossmodal.get_config(arg).steps == 4 * epochs
 
 
 def _own_data(folder, phrases, images=3):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from sm_jax import data
-from sm_jax.data import crossmodal, transforms
+from sm_jax.data import crossmodal, images, transforms
 from sm_jax.data.phrases import SentenceVectors
 from sm_jax.data.shapes import ShapeScenes, grammar
 from sm_jax.errors import ConfigError, DataError, ImageError, TextError
@@ -265,10 +265,53 @@ def test_files_of_vectors_that_cannot_be_used(tmp_path, arrays, says):
 
 def test_phrases_that_the_model_cannot_read(tmp_path):
     path = document(tmp_path, [entry(0, split="train")])
-    with pytest.raises(ConfigError, match="model.text_length=4: .* needs 5 .* set model.text_length=5"):
+    with pytest.raises(
+        ConfigError, match="model.text_length=4: .* needs 5 .* train with model.text_length=5"
+    ):
         _take(_config(path, model={"text_length": 4}), 1)
     with pytest.raises(TextError, match="'show me a horse': the model knows none of its words"):
         _take(_config(path, model={"vocabulary": ("the", "cats", "dog")}), 1)
+
+
+def test_generated_phrases_that_would_be_cut_are_refused():
+    with pytest.raises(ConfigError, match="model.text_length=6: .* 'train' needs 8 .* model.text_length=8"):
+        data.make_train_iterator(_config(model={"text_length": 6}))
+    with pytest.raises(ConfigError, match="model.text_length=8: .* needs 12 "):
+        data.make_train_iterator(_config(shapes={"p_union": 0.1}, model={"text_length": 8}))
+
+
+def _with_evaluation(config, *splits):
+    return ConfigDict(config.to_dict() | {"eval_every": 10, "eval": {"splits": splits}})
+
+
+def test_held_out_phrases_are_checked_before_training(tmp_path, monkeypatch):
+    """Long ones, ones without a vector, a split that is not there; unknown words are left to evaluation."""
+    monkeypatch.setattr(images, "read_image", None)  # no picture is decoded for it
+    held_out = [{"text": "zebras", "ids": [0]}]
+    path = document(tmp_path, [entry(0, split="train"), entry(1, split="val", phrases=held_out)])
+    data.make_train_iterator(_with_evaluation(_config(path, model={"text_length": 5}), "val"))
+    held_out[0]["text"] = "a zebra that nobody ever trained on"
+    document(tmp_path, [entry(0, split="train"), entry(1, split="val", phrases=held_out)])
+    config = _config(path, model={"text_length": 5})
+    data.make_train_iterator(config)  # without evaluation nobody reads it
+    with pytest.raises(ConfigError, match="longest phrase of split 'val' needs 8"):
+        data.make_train_iterator(_with_evaluation(config, "val"))
+    with pytest.raises(DataError, match="no split 'night'"):
+        data.make_train_iterator(_with_evaluation(config, "night"))
+    phrases = np.array(["the cats", "find the dog", "show me a horse"])
+    np.savez(tmp_path / "v.npz", phrases=phrases, features=np.eye(3))
+    vectors = {"text_encoder": "features"}
+    config = _config(path, model=vectors, text_features=str(tmp_path / "v.npz"))
+    with pytest.raises(TextError, match="'a zebra that nobody ever trained on': there is no vector for it"):
+        data.make_train_iterator(_with_evaluation(config, "val"))
+
+
+def test_the_step_of_a_batch_is_the_optimizers():
+    steps = {}
+    for accumulate in (1, 3):
+        config = ConfigDict(_config().to_dict() | {"optim": {"accumulate": accumulate}})
+        steps[accumulate] = [int(batch["step"]) for batch in _take(config, 7)]
+    assert steps == {1: list(range(7)), 3: [0, 0, 0, 1, 1, 1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +326,7 @@ def test_phrases_that_the_model_cannot_read(tmp_path):
 def test_config_errors(changes, words):
     with pytest.raises(ConfigError, match=words):
         data.make_train_iterator(_config(**changes))
-    for options in ({"batch_size": 0}, {"max_boxes": 0}, {"image_size": (16, 64)}):
+    for options in ({"batch_size": 0}, {"max_boxes": 0}, {"image_size": (16, 64)}, {"accumulate": 0}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             crossmodal.BatchOptions(**options)
 

@@ -72,6 +72,7 @@ def test_everything_that_is_wrong(tmp_path, capsys):
         "problem: contradiction (1)",
         "'the cats' is there twice, with other ids",
         "problem: picture (1)",
+        "phrases[0]: 'the cats': it means box 2, which lies outside the picture (100x80 pixels)",
         "problem: box outside (1)",
         "box 2 (300, 300, 310, 310) in 100x80 pixels",
         "problem: in train and in val (1)",
@@ -81,7 +82,7 @@ def test_everything_that_is_wrong(tmp_path, capsys):
         "set model.text_length=22",
     ):
         assert said in shown, said
-    assert "7 problems found" in shown
+    assert "8 problems found" in shown
 
 
 def test_no_phrase_without_an_answer_is_worth_a_note(tmp_path):

@@ -192,9 +192,23 @@ def test_a_phrase_that_means_an_unusable_box_is_left_out(tmp_path):
 
 def test_boxes_are_cut_at_the_border_and_those_outside_dropped(tmp_path):
     changed = entry(0, boxes=[[-5, -5, 50, 40], [200, 30, 210, 70], [90, 70, 120, 95]], split="train")
-    note = phrase_json.open_source(document(tmp_path, [changed])).annotation(0)
+    others = [entry(i, split="train" if i < 60 else "val") for i in range(1, 61)]
+    path = document(tmp_path, [changed, *others])
+    note = phrase_json.open_source(path).annotation(0)
     assert note["boxes"].tolist() == [[0, 0, 50, 40], [90, 70, 100, 80]] and note["names"] == ["cat", "cat"]
-    assert note["matches"].shape == (3, 2)
+    assert note["matches"].tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("outside", [[200, 30, 210, 70], [-20, 30, 0, 70], [99.5, 10, 130, 70]])
+def test_a_phrase_about_a_box_outside_its_picture_does_not_mean_nothing(tmp_path, outside):
+    path = document(tmp_path, [entry(0, boxes=[BOXES[0], outside, BOXES[2]])])
+    collection = phrase_json.read(path)
+    (record,) = collection.splits[""]
+    assert record.phrases == ("the cats", "show me a horse") and record.matches.any(axis=1).tolist() == [1, 0]
+    (problem,) = collection.problems
+    assert "phrases[1]: 'find the dog': it means box 1, which lies outside the picture (100x80 pix" in problem
+    with pytest.raises(DataError, match="lies outside the picture"):  # 1 of 3 is more than 1 %
+        phrase_json.open_source(path)
 
 
 def test_damaged_pictures_are_named_when_they_are_read(tmp_path):

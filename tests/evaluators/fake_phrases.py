@@ -16,6 +16,7 @@ class Cells:
     """`n` images of 192x144 whose cells of 48 pixels are coloured; 32 once fitted into 128x128."""
 
     query_kinds = ("standard", "phrasing", "absent")
+    phrases = ("the red things", "show me the green things", "the blue things")
     cell = 48
 
     def __init__(self, n=3, damaged=(), empty=(), extra=0):

@@ -255,10 +255,25 @@ def test_a_full_disk_is_one_line_before_anything_is_written(filled, tmp_path, mo
     assert [path.suffix for path in trunk.path.parent.iterdir()] == [".lock"]
 
 
-def test_a_folder_that_cannot_be(filled, tmp_path):
+def test_a_folder_that_cannot_be_written(filled, tmp_path, monkeypatch):
+    trunk = Trunk(_copy(filled[0], tmp_path))
+    refused = PermissionError(13, "Permission denied")
+    for name, error in (("mkdir", refused), ("open", refused)):  # the folder, then the lock in it
+        with monkeypatch.context() as patch:
+            patch.setattr(trunk_lib.Path, name, lambda *_, error=error, **__: _raise(error))
+            with pytest.raises(
+                ConfigError, match="trunk cannot be written .Permission denied.; name"
+            ) as caught:
+                trunk.fill(lambda line: None)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "trunk").rmdir()
     (tmp_path / "trunk").write_text("x")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        Trunk(_copy(filled[0], tmp_path)).fill(lambda line: None)
+    with pytest.raises(ConfigError, match="trunk cannot be written .*data.cache_dir"):
+        trunk.fill(lambda line: None)
+
+
+def _raise(error):
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -295,23 +310,24 @@ def test_going_on_with_other_frozen_units_is_refused(filled):
         iterator.check(variables)
 
 
-def _photographs(folder, damaged):
+def _photographs(folder, damaged, train=19):
     entries = []
     rng = np.random.default_rng(0)
-    for i in range(20):
+    for i in range(train + 1):
         name = folder / f"{i:02d}.png"
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(name)
         if i in damaged:  # the size can be read, the pixels cannot
             name.write_bytes(name.read_bytes()[:300])
         phrases = [{"text": "a thing", "ids": [0]}]
-        split = "train" if i < 19 else "val"
+        split = "train" if i < train else "val"
         entries.append({"image": name.name, "boxes": [[4, 4, 30, 30]], "phrases": phrases, "split": split})
     (folder / "data.json").write_text(json.dumps({"images": entries}))
     return folder / "data.json"
 
 
 def test_own_pictures_and_a_damaged_one(tmp_path):
-    config = make_config(tmp_path / "cache", data__source=str(_photographs(tmp_path, damaged=[5])))
+    source = _photographs(tmp_path, damaged=[5], train=100)
+    config = make_config(tmp_path / "cache", data__source=str(source))
     path = Trunk(config).fill(lambda line: None)
     rows = StoredFeatures(path)
     assert rows[4].shape == (32, 32, 16) and np.isfinite(rows[4]).all()
@@ -320,10 +336,15 @@ def test_own_pictures_and_a_damaged_one(tmp_path):
     assert np.all(rows[4][25:31] == rows[4][25:26])  # 60x40 fitted into 64x64: padding from row 43 on
 
 
-def test_too_many_damaged_pictures(tmp_path):
-    config = make_config(tmp_path / "cache", data__source=str(_photographs(tmp_path, damaged=[5, 9])))
+def test_as_many_damaged_pictures_are_too_many_as_without_stored_features(tmp_path):
+    """One of 19 is more than 1 %."""
+    source = str(_photographs(tmp_path, damaged=[5]))
+    config = make_config(tmp_path / "cache", data__source=source, batch_size=19)
     with pytest.raises(DataError, match="more than 1 % of the images cannot be read .*sm-jax data check"):
         Trunk(config).fill(lambda line: None)
+    config.data.cache_trunk = False
+    with pytest.raises(DataError, match="1 of 19 images cannot be read, more than 1%"):
+        next(make_train_iterator(config))
 
 
 def test_a_replaced_picture_means_other_features(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sm_jax.data import images
-from sm_jax.data.sources import open_collection
+from sm_jax.data.sources import classes, open_collection
 from sm_jax.data.sources.base import Source
 from sm_jax.data.sources.files import outside
 from sm_jax.data.sources.splits import make_source
@@ -29,15 +29,23 @@ def build(path: str | Path, folder: str | Path, *, splits: tuple[str, ...] = ("t
     collection = open_collection(path)
     if collection.objects:
         raise DataError(f"{path}: a folder per class has no scenes to build; train on it directly")
-    sources = {split: make_source(collection, split)[0] for split in splits}
-    return build_sources(sources, target)
+    files = {file for file in classes.FILES.values() if (collection.root / file).is_file()}
+    files |= {"seen.txt"} if collection.seen else set()
+    sources = {split: make_source(collection, split, own_pictures=bool(files))[0] for split in splits}
+    built = build_sources(sources, target)
+    stored = set(built_class_names(sources))
+    for half, file in classes.FILES.items():
+        if file in files:
+            names = classes.class_list(collection.root, collection.class_names, half, default=collection.seen)
+            (built / file).write_text("".join(f"{name}\n" for name in names if name in stored), "utf-8")
+    return built
 
 
 def build_sources(sources: dict[str, Source], folder: str | Path) -> Path:
     """As `build`, from sources by split name; classes are told apart by name."""
     from sm_jax.data.builders.detection_by_request import DetectionByRequest
 
-    names = list(dict.fromkeys(name for source in sources.values() for name in source.class_names))
+    names = built_class_names(sources)
     if CLASSES in sources:
         raise ConfigError(f"a split cannot be called {CLASSES!r}: class pictures are stored under this name")
     builder = DetectionByRequest(
@@ -45,6 +53,11 @@ def build_sources(sources: dict[str, Source], folder: str | Path) -> Path:
     )
     builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def built_class_names(sources: dict[str, Source]) -> list[str]:
+    """The class names of a build, in the order of their numbers."""
+    return list(dict.fromkeys(name for source in sources.values() for name in source.class_names))
 
 
 def open_source(folder: str | Path, *, split: str = "train") -> "BuiltSource":
@@ -70,16 +83,23 @@ class BuiltSource:
             raise DataError(f"{folder}: there is no split {split!r}, only {', '.join(available)}")
         self._open(builder)
         self._annotations = [self._read_annotation(example) for example in self._examples]
+        self._listed = [self._read_listed(example) for example in self._examples]
         present = sorted({int(label) for entry in self._annotations for label in entry["labels"]})
         all_names = builder.info.features["objects"]["label"].names
         rows = [_objects(example)[1][0] for example in self._pictures]
         row_of = {int(label): row for row, label in enumerate(rows)}
         self._query_rows = [row_of[label] for label in present]
+        self.all_class_names = list(all_names)
         self.class_names = [all_names[label] for label in present]
         self.num_classes = len(present)
         index = {label: position for position, label in enumerate(present)}
         for entry in self._annotations:
             entry["labels"] = np.array([index[int(label)] for label in entry["labels"]], np.int32)
+        shared = {
+            labels: np.array([index[label] for label in labels if label in index], np.int32)
+            for labels in set(self._listed) - {None}
+        }
+        self._listed = [None if labels is None else shared[labels] for labels in self._listed]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_examples", "_pictures")}
@@ -97,6 +117,10 @@ class BuiltSource:
     def image(self, index: int) -> np.ndarray:
         return images.read_image(self._examples[index]["image"], name=f"{self._split} picture {index}")
 
+    def listed(self, index: int) -> np.ndarray | None:
+        """As `RecordSource.listed`."""
+        return self._listed[index]
+
     def query(self, label: int) -> np.ndarray:
         content = self._pictures[self._query_rows[label]]["image"]
         return images.read_image(content, name=f"class picture {self.class_names[label]}")
@@ -110,6 +134,12 @@ class BuiltSource:
         raw = {"image": tfds.decode.SkipDecoding()}
         self._examples = builder.as_data_source(self._split, decoders=raw)
         self._pictures = builder.as_data_source(CLASSES, decoders=raw)
+
+    @staticmethod
+    def _read_listed(example: dict[str, Any]) -> tuple[int, ...] | None:
+        if example.get("exhaustive", True):  # builds of version 1.0.0 do not say
+            return None
+        return tuple(np.asarray(example["listed"], np.int64).reshape(-1).tolist())
 
     def _read_annotation(self, example: dict[str, Any]) -> dict[str, Any]:
         size = images.image_size(example["image"])

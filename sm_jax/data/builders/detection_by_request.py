@@ -2,7 +2,8 @@
 
 The splits of the data set keep their names; the class pictures are one more split, `CLASSES`, whose examples
 hold one box around the whole picture. Boxes are stored in TFDS's convention (ymin, xmin, ymax, xmax as shares
-of the picture); the label of an object is a number of the data set's own class list.
+of the picture); the label of an object is a number of the data set's own class list. `listed` are the classes
+of which every object is annotated, where that is not so of all of them (`exhaustive`).
 """
 
 import io
@@ -26,7 +27,7 @@ class DetectionByRequest(tfds.core.GeneratorBasedBuilder):
       **kwargs: of `tfds.core.GeneratorBasedBuilder`, such as `data_dir`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(self, *, sources: dict[str, Source], class_names: list[str], **kwargs):
         self._sources = sources
@@ -44,6 +45,8 @@ class DetectionByRequest(tfds.core.GeneratorBasedBuilder):
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "image_id": tfds.features.Text(),
                 "objects": tfds.features.Sequence(objects),
+                "exhaustive": np.bool_,
+                "listed": tfds.features.Sequence(tfds.features.ClassLabel(names=self._class_names)),
             }
         )
         return tfds.core.DatasetInfo(builder=self, features=features)
@@ -62,6 +65,7 @@ class DetectionByRequest(tfds.core.GeneratorBasedBuilder):
             entry = source.annotation(index)
             image = source.image(index)
             size = np.array([image.shape[1], image.shape[0]] * 2, np.float64)
+            listed = source.listed(index) if hasattr(source, "listed") else None
             yield (
                 index,
                 {
@@ -76,6 +80,10 @@ class DetectionByRequest(tfds.core.GeneratorBasedBuilder):
                         for box, label, difficult in zip(
                             entry["boxes"], entry["labels"], entry["difficult"], strict=True
                         )
+                    ],
+                    "exhaustive": listed is None,
+                    "listed": [
+                        index_of[source.class_names[label]] for label in ([] if listed is None else listed)
                     ],
                 },
             )
@@ -94,6 +102,8 @@ class DetectionByRequest(tfds.core.GeneratorBasedBuilder):
                         "image": _png(source.query(label)),
                         "image_id": name,
                         "objects": [whole | {"label": self._class_names.index(name)}],
+                        "exhaustive": True,
+                        "listed": [],
                     },
                 )
 

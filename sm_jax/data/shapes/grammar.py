@@ -69,6 +69,11 @@ def framed(parts: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def unframed(every: Sequence[str]) -> Sequence[str]:
+    """Of all that `framed` gives, the noun phrases alone."""
+    return every[: len(every) // len(FRAMES)]
+
+
 def divide(every: Sequence[str], share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(the others, a `share` of the phrases), chosen by a hash of the phrase, so that the choice depends on
     nothing else; at least one is left."""

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sm_jax.data.phrases import ABSENT, STANDARD
 from sm_jax.data.shapes import draw, grammar
 from sm_jax.data.shapes.grammar import Meaning
 from sm_jax.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
-QUERY_KINDS = ("standard", "phrasing", "pairs", "absent")
+QUERY_KINDS = (STANDARD, "phrasing", "pairs", ABSENT)
 # Random streams of a scene, so that asking for one thing never changes another.
 _PHRASE, _SCENE, _QUERY = range(3)
 _NP_SHARES = (0.5, 0.25, 0.25)  # colour and noun, noun, colour and generic noun
@@ -86,6 +87,19 @@ class ShapeScenes:
         self._check(triangle_box)
 
     @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase about one kind of thing, held-out ones too. With unions, of which there are too many:
+        each of them with the longest second part, and the longest with each second part."""
+        every = [grammar.phrases(meaning, long_forms=self._long_forms) for meaning in grammar.MEANINGS]
+        firsts = [phrase for some in every for phrase in some]
+        if self._p_union:
+            seconds = [phrase for some in every for phrase in grammar.unframed(some)]
+            longest, last = (max(some, key=lambda p: len(p.split())) for some in (firsts, seconds))
+            joined = [(first, last) for first in firsts] + [(longest, second) for second in seconds]
+            firsts += map(f" {grammar.AND} ".join, joined)
+        return tuple(dict.fromkeys(firsts))
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
         """Every word the phrases can use."""
         return grammar.vocabulary(long_forms=self._long_forms, unions=self._p_union > 0)
@@ -124,7 +138,7 @@ class ShapeScenes:
             "matches": _flags([meanings], scene.names),
         }
 
-    def queries(self, index: int, kind: str = "standard") -> tuple[list[str], np.ndarray]:
+    def queries(self, index: int, kind: str = STANDARD) -> tuple[list[str], np.ndarray]:
         """At most one phrase for evaluation, and bool (p, n): which objects of scene `index` it asks for.
 
         Kinds: "standard" as in `annotation`; "phrasing": a phrase never used in training, with an answer in
@@ -134,7 +148,7 @@ class ShapeScenes:
         if kind not in QUERY_KINDS:
             raise ConfigError(f"shapes: no query kind {kind!r}; there are {', '.join(QUERY_KINDS)}")
         scene, meanings = self._make(index)
-        if kind == "standard":
+        if kind == STANDARD:
             note = self.annotation(index)
             return note["phrases"], note["matches"]
         rng = self._rng(_QUERY, index, QUERY_KINDS.index(kind))
@@ -207,7 +221,7 @@ class ShapeScenes:
         parts = [_choice(rng, self._divided(meanings[0])[0])]
         for meaning in meanings[1:]:
             every = grammar.phrases(meaning, long_forms=self._long_forms)
-            parts.append(_choice(rng, every[: len(every) // len(grammar.FRAMES)]))  # the first frame is empty
+            parts.append(_choice(rng, grammar.unframed(every)))
         return f" {grammar.AND} ".join(parts)
 
     def _rng(self, *stream: int) -> np.random.Generator:

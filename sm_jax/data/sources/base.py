@@ -16,6 +16,7 @@ from sm_jax.data import images
 from sm_jax.errors import ImageError
 
 CACHE_BYTES = 256 << 20  # class pictures kept decoded, per process
+MAX_PROBLEM_SHARE = 0.01  # of the entries may be unusable; they are left out
 
 
 class Source(Protocol):
@@ -44,6 +45,7 @@ class Record:
     Attributes:
       size: (height, width) by the annotation, None if it does not say.
       boxes: f64 (n, 4) xyxy as annotated, pixels or (`relative`) shares of the picture's width and height.
+      listed: i32, the labels of which every object of the picture is annotated; None: of all classes.
     """
 
     image_id: str
@@ -53,6 +55,7 @@ class Record:
     labels: np.ndarray
     difficult: np.ndarray
     relative: bool = False
+    listed: np.ndarray | None = None
 
     def known_size(self) -> tuple[int, int]:
         """(height, width) in the frame of the boxes; (0, 0) if neither annotation nor picture tells."""
@@ -99,6 +102,8 @@ class Collection:
       splits: records by the names the files use; the only key is "" if there is no division.
       class_pictures: given class pictures by class index; the others are cropped from training boxes.
       objects: each picture shows one whole object (a folder per class) and has no scene around it.
+      seen: names of the classes that are "seen" where no seen.txt says so (`sources.classes`).
+      refused: splits that cannot be used -> why.
       notes: what was decided on the person's behalf.
       problems: annotation entries that could not be used, one line each.
     """
@@ -109,6 +114,8 @@ class Collection:
     splits: dict[str, list[Record]]
     class_pictures: dict[int, ClassPicture] = field(default_factory=dict)
     objects: bool = False
+    seen: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -188,6 +195,11 @@ class RecordSource:
         if record.size not in (None, images.image_size(record.path)):
             return None
         return record.path.read_bytes()
+
+    def listed(self, index: int) -> np.ndarray | None:
+        """Labels of which every object in the picture is annotated, i32; None: of all classes. A class that
+        is neither listed nor annotated may be in the picture all the same."""
+        return self._records[index].listed
 
     def query(self, label: int) -> np.ndarray:
         return self._cache.get(label, self._pictures[label].read)

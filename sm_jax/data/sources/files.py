@@ -88,6 +88,14 @@ class PictureIndex:
         return self._names.get(parts[-1]) if parts else None
 
 
+def number(text: str | None) -> float | None:
+    """The number that an XML text says, None for anything else."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
 def picture_size(height: Any, width: Any) -> tuple[int, int] | None:
     """(height, width) as integers if both are numbers of at least 1, else None (the file then tells)."""
     values = (height, width)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from sm_jax import text
+from sm_jax.data import images
+from sm_jax.data.phrases import ABSENT, STANDARD
 from sm_jax.data.sources import splits
-from sm_jax.data.sources.base import Collection, Record, read_annotated, usable_boxes
+from sm_jax.data.sources.base import MAX_PROBLEM_SHARE, Collection, Record, read_annotated, usable_boxes
 from sm_jax.data.sources.files import PictureIndex, read_json
-from sm_jax.errors import ConfigError, DataError
+from sm_jax.errors import ConfigError, DataError, ImageError
 
-MAX_PROBLEM_SHARE = 0.01
-STANDARD, ABSENT = "standard", "absent"
 _HELP = 'expected {"images": [{"image": ..., "boxes": [...], "phrases": [{"text": ..., "ids": [...]}]}]}'
 _log = logging.getLogger("sm_jax.data")
 
@@ -51,8 +51,9 @@ def recognised(path: str | Path) -> bool:
 def read(path: str | Path) -> Collection:
     """What the file says: records of pictures that can be used, and a line for everything that cannot.
 
-    A phrase without text or with wrong ids is left out, and so is one that means an unusable box; a picture
-    without phrases is left out as well.
+    A phrase without text or with wrong ids is left out, and so is one that means an unusable box, also one
+    outside its picture (the header of every picture with phrases is read for that); a picture without phrases
+    is left out as well.
 
     Raises:
       DataError: no such file, not JSON, another form, or nothing in it that can be used.
@@ -204,7 +205,7 @@ def _record(
     if not isinstance(names, list) or len(names) != len(boxes):
         problems.append(f"{where}: 'names' must be one text for each of the {len(boxes)} boxes")
         names = [""] * len(boxes)
-    phrases, rows = _phrases(where, entry.get("phrases"), usable, problems)
+    phrases, rows = _phrases(where, entry.get("phrases"), _unusable(corners, usable, picture), problems)
     split = entry.get("split", "")
     if not isinstance(split, str):
         problems.append(f"{where}: 'split' must be a text such as \"train\"")
@@ -223,14 +224,26 @@ def _record(
     return split, record
 
 
-def _phrases(where, entries, usable: np.ndarray, problems: list[str]) -> tuple[list[str], list[np.ndarray]]:
+def _unusable(corners: np.ndarray, usable: np.ndarray, picture: Path) -> list[str]:
+    """Why no phrase can mean a box, "" for each that one can; `usable`: those that are boxes at all."""
+    reasons = np.where(usable, "", "cannot be used").astype(object)
+    try:
+        size = images.image_size(picture)
+    except ImageError:
+        return reasons.tolist()  # a damaged picture is named when it is read
+    outside = usable & ~usable_boxes(corners, size)[1]
+    reasons[outside] = f"lies outside the picture ({size[1]}x{size[0]} pixels)"
+    return reasons.tolist()
+
+
+def _phrases(where, entries, unusable: list[str], problems: list[str]) -> tuple[list[str], list[np.ndarray]]:
     """The usable phrases of a picture and which of its boxes each means."""
     if not isinstance(entries, list):
         problems.append(f"{where}: the list 'phrases' is missing")
         return [], []
     phrases, rows = [], []
     for number, entry in enumerate(entries):
-        problem, row = _meaning(entry, usable)
+        problem, row = _meaning(entry, unusable)
         if problem:
             problems.append(f"{where}: phrases[{number}]: {problem}")
         else:
@@ -239,9 +252,9 @@ def _phrases(where, entries, usable: np.ndarray, problems: list[str]) -> tuple[l
     return phrases, rows
 
 
-def _meaning(entry: Any, usable: np.ndarray) -> tuple[str, np.ndarray]:
+def _meaning(entry: Any, unusable: list[str]) -> tuple[str, np.ndarray]:
     """(what is wrong with a phrase, the boxes that it means)."""
-    row = np.zeros(len(usable), bool)
+    row = np.zeros(len(unusable), bool)
     phrase = entry.get("text") if isinstance(entry, dict) else None
     if not isinstance(phrase, str):
         return "there is no 'text'", row
@@ -254,11 +267,11 @@ def _meaning(entry: Any, usable: np.ndarray) -> tuple[str, np.ndarray]:
     for value in ids:
         if not isinstance(value, int) or isinstance(value, bool):
             return f"{shown}: ids must be whole numbers, not {str(value)[:40]!r}", row
-        if not 0 <= value < len(usable):
-            known = f"they count from 0 to {len(usable) - 1}" if len(usable) else "the picture has no boxes"
+        if not 0 <= value < len(unusable):
+            known = f"they count from 0 to {len(unusable) - 1}" if unusable else "the picture has no boxes"
             return f"{shown}: there is no box {value}; {known}", row
-        if not usable[value]:
-            return f"{shown}: it means box {value}, which cannot be used", row
+        if unusable[value]:
+            return f"{shown}: it means box {value}, which {unusable[value]}", row
         row[value] = True
     return "", row
 

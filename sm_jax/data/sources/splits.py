@@ -26,9 +26,11 @@ def split_records(collection: Collection, split: str) -> tuple[list[Record], lis
     pictures, one in five is held out, by a hash of its id: pictures added later hardly move the others.
 
     Raises:
-      DataError: no such split.
+      DataError: no such split, or one that cannot be used.
     """
     splits = collection.splits
+    if split in collection.refused:
+        raise DataError(f"{collection.root}: {collection.refused[split]}")
     if split == "all" and split not in splits:
         members = [record for records in splits.values() for record in records]
         members.sort(key=lambda record: len(record.boxes))  # of several views of a picture the fullest stays
@@ -56,11 +58,17 @@ def training_records(collection: Collection) -> list[Record]:
         return []
 
 
-def make_source(collection: Collection, split: str) -> tuple[RecordSource, list[str]]:
+def make_source(
+    collection: Collection, split: str, *, own_pictures: bool = False
+) -> tuple[RecordSource, list[str]]:
     """Source of one split and notes.
 
     Its classes are those with a usable box in the split and a class picture: a given one, or a crop of the
     training split. The classes keep their order; indices count within the split.
+
+    Args:
+      own_pictures: crop the class pictures of classes that training never shows from the split itself; for
+        detection by request, where every object of a split may be a request.
 
     Raises:
       DataError: no such split, no pictures or no usable class.
@@ -71,6 +79,9 @@ def make_source(collection: Collection, split: str) -> tuple[RecordSource, list[
     present = np.unique(np.concatenate([record.labels[_usable(record)] for record in records]))
     missing = [label for label in present.tolist() if label not in collection.class_pictures]
     pictures = dict(collection.class_pictures) | crop_class_pictures(training_records(collection), missing)
+    if own_pictures:
+        missing = [label for label in missing if label not in pictures]
+        pictures |= crop_class_pictures(records, missing)
     kept = [label for label in present.tolist() if label in pictures]
     lost = [collection.class_names[label] for label in present.tolist() if label not in pictures]
     if lost:
@@ -88,7 +99,8 @@ def make_source(collection: Collection, split: str) -> tuple[RecordSource, list[
     ]
     index = np.full(max(len(collection.class_names), 1), -1, np.int32)
     index[kept] = np.arange(len(kept), dtype=np.int32)
-    relabelled = [_relabel(record, index) for record in records]
+    listed: dict[int, np.ndarray] = {}  # by identity: many records share one array, and so do their copies
+    relabelled = [_relabel(record, index, listed) for record in records]
     names = [collection.class_names[label] for label in kept]
     return RecordSource(relabelled, names, [pictures[label] for label in kept]), notes
 
@@ -139,11 +151,15 @@ def _usable(record: Record) -> np.ndarray:
     return usable_boxes(record.pixel_boxes(size), size)[1]
 
 
-def _relabel(record: Record, index: np.ndarray) -> Record:
+def _relabel(record: Record, index: np.ndarray, listed: dict[int, np.ndarray]) -> Record:
     labels = index[record.labels] if len(record.labels) else record.labels
     keep = labels >= 0
+    if record.listed is not None and id(record.listed) not in listed:
+        places = index[record.listed]
+        listed[id(record.listed)] = places[places >= 0]
     return replace(
         record,
+        listed=None if record.listed is None else listed[id(record.listed)],
         boxes=record.boxes[keep],
         labels=labels[keep].astype(np.int32),
         difficult=record.difficult[keep],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sm_jax.data.sources.base import ClassPicture, Collection, Record
-from sm_jax.data.sources.files import PictureIndex, class_folder_pictures, picture_size, read_xml
+from sm_jax.data.sources.files import PictureIndex, class_folder_pictures, number, picture_size, read_xml
 from sm_jax.errors import DataError
 
 _PICTURE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs")
@@ -103,27 +103,20 @@ def _read_one(path: Path, index: PictureIndex, names: dict[str, int], problems: 
     if picture is None:
         raise DataError(f"{path}: its picture {filename or path.stem!r} was not found")
     boxes, labels, difficult = [], [], []
-    for number, entry in enumerate(root.findall("object"), start=1):
+    for position, entry in enumerate(root.findall("object"), start=1):
         name = (entry.findtext("name") or "").strip()
-        corners = [_number(entry.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [number(entry.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
         if not name or None in corners:
-            problems.append(f"{path}: object {number} has no {'name' if not name else 'complete bndbox'}")
+            problems.append(f"{path}: object {position} has no {'name' if not name else 'complete bndbox'}")
             continue
         boxes.append([corners[0] - 1, corners[1] - 1, corners[2], corners[3]])
         labels.append(names.setdefault(name, len(names)))
-        difficult.append(_number(entry.findtext("difficult")) == 1)
+        difficult.append(number(entry.findtext("difficult")) == 1)
     return Record(
         path.stem,
         picture,
-        picture_size(*(_number(root.findtext(f"size/{key}")) for key in ("height", "width"))),
+        picture_size(*(number(root.findtext(f"size/{key}")) for key in ("height", "width"))),
         np.asarray(boxes, np.float64).reshape(-1, 4),
         np.asarray(labels, np.int32),
         np.asarray(difficult, bool),
     )
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None

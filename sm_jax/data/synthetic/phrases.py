@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sm_jax.data.phrases import ABSENT, STANDARD
 from sm_jax.data.shapes import grammar
-from sm_jax.data.synthetic import cache, colours, products
+from sm_jax.data.synthetic import artwork, cache, colours, products
 from sm_jax.data.synthetic.catalogue import FLAVOURS, Identity
 from sm_jax.data.synthetic.colours import COLOURS
 from sm_jax.data.synthetic.source import ShelvesSource
@@ -25,7 +26,7 @@ GENERIC = ("object", "thing", "item")
 FLAVOUR_WORDS = tuple(name.lower() for name, _ in FLAVOURS if name != "Orange")
 FLAVOURED = ("can", "pack", "sign")
 HELD_PAIRS = ("red can", "blue pack", "black pack", "white sign", "yellow sign", "green picture")
-QUERY_KINDS = ("standard", "phrasing", "pairs", "flavour", "absent")
+QUERY_KINDS = (STANDARD, "phrasing", "pairs", "flavour", ABSENT)
 SCENE = {"image_size": (512, 512), "shelf_share": 0.0, "object_size": (64.0, 128.0), "objects": (5, 12)}
 TRIES = 8
 _PHRASE, _QUERY = range(2)  # random streams
@@ -108,6 +109,8 @@ class ShelfPhrases:
         for problem, present in problems.items():
             if present:
                 raise ConfigError(f"shelf_phrases: {problem}")
+        if split not in artwork.SPLITS:
+            raise ConfigError(f"shelf_phrases: no split '{split}'; choose one of {', '.join(artwork.SPLITS)}")
         self.scenes = ShelvesSource(split, num_scenes=num_scenes * TRIES, **(SCENE | scenes))
         self.split = split
         self._length, self._seed = int(num_scenes), int(phrase_seed)
@@ -119,9 +122,14 @@ class ShelfPhrases:
         self._things: dict[int, Thing] = {}
 
     @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase, held-out ones too."""
+        return tuple(phrase for meaning in MEANINGS for phrase in phrases(meaning))
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
         """Every word the phrases can use."""
-        return tuple(sorted({w for meaning in MEANINGS for p in phrases(meaning) for w in p.split()}))
+        return tuple(sorted({word for phrase in self.phrases for word in phrase.split()}))
 
     @property
     def most_boxes(self) -> int:
@@ -156,7 +164,7 @@ class ShelfPhrases:
             "matches": _flags([meaning], things),
         }
 
-    def queries(self, index: int, kind: str = "standard") -> tuple[list[str], np.ndarray]:
+    def queries(self, index: int, kind: str = STANDARD) -> tuple[list[str], np.ndarray]:
         """At most one phrase for evaluation, and bool (p, n): which objects of scene `index` it asks for.
 
         Kinds: "standard" as in `annotation`; "phrasing": a phrase never used in training, with an answer in
@@ -165,7 +173,7 @@ class ShelfPhrases:
         """
         if kind not in QUERY_KINDS:
             raise ConfigError(f"shelf_phrases: no query kind {kind!r}; there are {', '.join(QUERY_KINDS)}")
-        if kind == "standard":
+        if kind == STANDARD:
             note = self.annotation(index)
             return note["phrases"], note["matches"]
         things = [self.thing(label) for label in self._scene(index)[1]["labels"].tolist()]

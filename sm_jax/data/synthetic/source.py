@@ -17,7 +17,8 @@ from sm_jax.platform import cache_folder
 
 # Part of the cache key: raise it with any change to what is drawn or how random numbers are consumed.
 FORMAT = 1
-DEFAULT_CLASSES = {"train": 3000, "val": 400, "test": 600}
+DEFAULT_CLASSES = {"train": 3000, "val": 400, "test": 600, "seen": 3000}
+SPLITS = (*artwork.SPLITS, "seen")
 
 _ORDER, _LAYOUT, _PIXELS, _QUERY = 2, 3, 4, 5  # random streams; the catalogue has stream 1
 
@@ -26,15 +27,17 @@ class ShelvesSource:
     """Scenes of shelves and free layouts made of real marks, photographs and type, with exact boxes.
 
     Scene i depends on (options, seed, split, i) alone, and is the same in every process. Classes, marks and
-    photographs of the splits are disjoint for every seed. Annotations come from geometry in milliseconds;
-    pictures are rendered on demand and kept as files under `cache_dir`. Picklable; NumPy and Pillow only.
+    photographs of the splits are disjoint for every seed; only "seen" has those of "train", class for class,
+    in scenes of its own: for measuring what a model does with classes it was trained on. Annotations come
+    from geometry in milliseconds; pictures are rendered on demand and kept as files under `cache_dir`.
+    Picklable; NumPy and Pillow only.
 
     Args:
-      split: "train", "val" or "test".
+      split: "train", "val", "test" or "seen".
       seed: another seed is another data set.
       num_scenes: length of the source.
       image_size: (height, width) of every scene in pixels.
-      num_classes: classes of this split; default 3000, 400 or 600.
+      num_classes: classes of this split; default 3000, 400 or 600; of "seen" as of "train".
       object_size: range of the square root of an object's area in pixels; each scene draws one scale from it
         (log-uniform).
       classes_per_scene: range of the number of distinct classes of a scene.
@@ -64,9 +67,10 @@ class ShelvesSource:
         perspective: float = 1.0,
         cache_dir: str | Path | None = None,
     ):
-        if split not in artwork.SPLITS:
-            raise ConfigError(f"shelves: no split '{split}'; choose one of {', '.join(artwork.SPLITS)}")
+        if split not in SPLITS:
+            raise ConfigError(f"shelves: no split '{split}'; choose one of {', '.join(SPLITS)}")
         self.split = split
+        self._artwork = "train" if split == "seen" else split  # the split that classes and photographs are of
         self.num_classes = DEFAULT_CLASSES[split] if num_classes is None else int(num_classes)
         self._seed, self._length = int(seed), int(num_scenes)
         self._options = layout.Options(
@@ -79,7 +83,9 @@ class ShelvesSource:
             perspective=float(perspective),
         )
         _check(self._options, self._seed, self._length, self.num_classes)
-        self._identities, self._families = catalogue(split, seed=self._seed, num_classes=self.num_classes)
+        self._identities, self._families = catalogue(
+            self._artwork, seed=self._seed, num_classes=self.num_classes
+        )
         self._order = self._rng(_ORDER).permutation(len(self._families))
         self.class_names = [class_name(identity, k) for k, identity in enumerate(self._identities)]
         root = cache_folder() / "shelves" if cache_dir is None else Path(cache_dir).expanduser()
@@ -107,7 +113,7 @@ class ShelvesSource:
         self._check_index(index, self._length, "scene")
 
         def render() -> bytes:
-            return paint.scene(self._plan(index), self._identities, self.split, self._rng(_PIXELS, index))
+            return paint.scene(self._plan(index), self._identities, self._artwork, self._rng(_PIXELS, index))
 
         return cache.fetch(self._folder / f"{index:06d}.jpg", render)
 
@@ -116,7 +122,7 @@ class ShelvesSource:
         self._check_index(label, self.num_classes, "class")
 
         def render() -> bytes:
-            return paint.class_picture(self._identities[label], self.split, self._rng(_QUERY, label))
+            return paint.class_picture(self._identities[label], self._artwork, self._rng(_QUERY, label))
 
         return _decode(cache.fetch(self._folder / f"class-{label:05d}.jpg", render))
 
@@ -145,7 +151,9 @@ class ShelvesSource:
         return layout.plan(classes, self._identities, self._options, rng)
 
     def _rng(self, *stream: int) -> np.random.Generator:
-        key = (stream[0], artwork.SPLITS.index(self.split), *stream[1:])
+        # Scenes are those of the split; what belongs to the classes is that of their artwork.
+        split = self.split if stream[0] in (_LAYOUT, _PIXELS) else self._artwork
+        key = (stream[0], SPLITS.index(split), *stream[1:])
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))
 
     def _check_index(self, index: int, limit: int, what: str) -> None:

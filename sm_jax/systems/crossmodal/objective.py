@@ -41,7 +41,7 @@ class ObjectiveConfig:
       align_weight: weight of the alignment loss.
       align_boxes: boxes whose features are compared with the phrase: "decoded" from the positive anchors, the
         "anchor" itself, or the matched annotated box ("gt").
-      gt_mix_steps: with "decoded", half of the boxes are annotated ones in the first so many steps.
+      gt_mix_steps: with "decoded", half of the boxes are annotated ones in the first so many optimizer steps.
       unk_rate: share of the words that are replaced by the unknown word.
       beta: where the smooth l1 loss of the boxes turns linear.
     """
@@ -155,14 +155,14 @@ def loss(
       batch: `image` f32 "b H W 3" normalised, or `trunk` "b h w c" (see `model.trunk`); `boxes` f32 "b m 4"
         in pixels of the image, `boxes_valid` and `aligned` bool "b m" (the phrase means this box); `tokens`
         i32 "b l" or `text_features` f32 "b e"; `valid` bool "b"; optional `step` i32 () or "b", the number of
-        the step, without which no annotated boxes are mixed in. Images that are not valid have no part in
-        the loss, but batch statistics count them.
+        the optimizer step, without which no annotated boxes are mixed in. Images that are not valid have no
+        part in the loss, but batch statistics count them.
       key: random key: sampled anchors, mixed boxes, dropout, unknown words.
 
     Returns:
       `(loss, (metrics, updates))`: scalars `rpn_loss` and of it `cls_loss` and `box_loss`; `align_loss`,
-      `align_accuracy` (share of the positives on whose alignment the network is right) and `positives` (per
-      image); and the `batch_stats` that the step replaces.
+      `align_accuracy` (share of the positives on whose alignment the network is right, NaN without any) and
+      `positives` (per image); and the `batch_stats` that the step replaces.
     """
     sample_key, mix_key, word_key, dropout_key = jax.random.split(key, 4)
     features, updates = model.features_train(model_config, variables, batch)
@@ -203,7 +203,7 @@ def loss(
         "rpn_loss": rpn_loss,
         **parts,
         "align_loss": align_loss,
-        "align_accuracy": jnp.sum(((logits > 0) == aligned) & valid) / jnp.maximum(count, 1),
+        "align_accuracy": jnp.sum(((logits > 0) == aligned) & valid) / count,  # 0 / 0 is no value
         "positives": count / jnp.maximum(jnp.sum(batch["valid"]), 1),
     }
     return config.rpn_weight * rpn_loss + config.align_weight * align_loss, (metrics, updates)

@@ -119,38 +119,6 @@ def predict(
     return {**found, "align": aligned, "scores": found["conf"][:, None] * aligned}
 
 
-def select(
-    conf: np.ndarray,
-    aligned: np.ndarray,
-    *,
-    where: np.ndarray | None = None,
-    threshold: float = 0.5,
-    by: str = "scores",
-    top_k: int | None = None,
-) -> np.ndarray:
-    """The answer to one phrase in one image: numbers of its proposals, best score first. NumPy.
-
-    Args:
-      conf: (k,) confidence that there is an object.
-      aligned: (k,) probability that the phrase means it.
-      where: (k,) bool, the real proposals.
-      threshold: what `by` must be above.
-      by: "scores" (conf x align), or "align".
-      top_k: at most so many, after the threshold.
-
-    Returns:
-      (n,) int64 indices by descending conf x align, ties by lower index.
-    """
-    if by not in ("scores", "align"):
-        raise ValueError(f"by is {by!r}, expected 'scores' or 'align'")
-    scores = np.asarray(conf) * np.asarray(aligned)
-    keep = (scores if by == "scores" else np.asarray(aligned)) > threshold
-    if where is not None:
-        keep &= where
-    order = np.argsort(-scores, kind="stable")
-    return order[keep[order]][:top_k]
-
-
 class Predictor:
     """Runs a model with a bounded number of compiled programs; answers are NumPy arrays.
 

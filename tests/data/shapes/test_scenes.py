@@ -159,6 +159,22 @@ def test_query_kinds():
     assert phrases == [] and matches.shape == (0, len(ShapeScenes("val").annotation(0)["names"]))
 
 
+@pytest.mark.parametrize("unions", [0.0, 1.0])
+def test_phrases_are_those_that_can_be_asked(unions):
+    options = SMALL | {"p_union": unions, "holdout_pairs": ("red circle",), "num_scenes": 60}
+    every = set(ShapeScenes("train", **options).phrases)
+    asked = set()
+    for split in ("train", "val"):
+        source = ShapeScenes(split, **options)
+        assert set(source.phrases) == every and len(source.phrases) == len(every)
+        for index in range(len(source)):
+            asked |= {phrase for kind in source.query_kinds for phrase in source.queries(index, kind)[0]}
+    joined = {phrase for phrase in asked if "and" in phrase.split()}
+    assert asked - joined < every and bool(joined) == bool(unions)
+    assert max(len(p.split()) for p in every) == (11 if unions else 7)
+    assert max(len(p.split()) for p in joined | {""}) <= 11 and all(grammar.parse(p) for p in every)
+
+
 def test_shares_of_noun_phrases():
     """Half colour and noun, a quarter each noun or colour: 17 % and 38 % of the objects are meant."""
     source = ShapeScenes("train", num_scenes=800)

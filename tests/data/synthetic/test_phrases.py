@@ -69,7 +69,7 @@ def test_same_in_this_process_and_in_another_and_without_jax(source, tmp_path):
 
 
 def test_matches_are_what_the_phrase_says(source):
-    counts = dict.fromkeys(source.query_kinds, 0)
+    counts, every = dict.fromkeys(source.query_kinds, 0), set(source.phrases)
     for index in range(len(source)):
         note = source.annotation(index)
         labels = source._scene(index)[1]["labels"].tolist()
@@ -88,7 +88,7 @@ def test_matches_are_what_the_phrase_says(source):
                 assert (meaning in source._held_pairs) == (kind == "pairs")
                 assert (phrase in source._divided(meaning)[1]) == (kind == "phrasing")
                 assert (meaning.word in FLAVOUR_WORDS) or kind != "flavour"
-                assert set(phrase.split()) <= set(source.vocabulary)
+                assert set(phrase.split()) <= set(source.vocabulary) and phrase in every
                 assert Tokenizer(source.vocabulary).check(phrase) == phrase
         assert source.queries(index)[0] == note["phrases"]
     assert counts["standard"] == counts["phrasing"] == counts["absent"] == len(source)
@@ -236,6 +236,9 @@ def test_dispatch_batches_and_preview(cache, tmp_path):
     assert val.annotation(0)["matches"].any()
     with Image.open(phrase_preview.write(val, tmp_path, count=2)) as sheet:
         assert sheet.width > 900
+    config.model.text_length = 7  # "i want to see the red cans" and 1 are 8
+    with pytest.raises(ConfigError, match="model.text_length=7: the longest phrase .* needs 8"):
+        data.make_train_iterator(config)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +260,9 @@ def test_senseless_options_are_one_clear_line(options):
 
 
 def test_unknown_split_index_and_kind(source):
-    with pytest.raises(ConfigError, match="train, val, test"):
-        ShelfPhrases("dev")
+    for split in ("dev", "seen"):
+        with pytest.raises(ConfigError, match="train, val, test"):
+            ShelfPhrases(split)
     for call in (source.image, source.annotation, source.queries):
         with pytest.raises(IndexError, match="outside 0..11"):
             call(12)

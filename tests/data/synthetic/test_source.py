@@ -200,3 +200,16 @@ def test_preview_writes_a_sheet(tmp_path):
         preview(source, tmp_path / "sheet.gif", 1)
     with pytest.raises(DataError):
         preview(source, tmp_path / "sheet.png", 0)
+
+
+def test_seen_is_new_scenes_of_the_training_classes(tmp_path):
+    train, seen = (ShelvesSource(split, seed=5, cache_dir=tmp_path, **OPTIONS) for split in ("train", "seen"))
+    assert seen.class_names == train.class_names
+    np.testing.assert_array_equal(seen.query(3), train.query(3))
+    assert seen.query_size(3) == train.query_size(3)
+    assert all((seen.image(k).shape, k) and (seen.image(k) != train.image(k)).any() for k in range(3))
+    notes = [source.annotation(k) for source in (seen, train) for k in range(6)]
+    assert len({note["boxes"].tobytes() for note in notes}) == 12
+    assert {note["image_id"] for note in notes} == {
+        f"{s}-{k:06d}" for s in ("seen", "train") for k in range(6)
+    }

@@ -157,6 +157,8 @@ def test_nothing_real_is_zero_with_finite_gradients():
     batch["valid"][:] = False
     loss, metrics, _, grads = run(batch)
     assert loss == 0 and metrics["positives"] == 0
+    assert np.isnan(metrics["align_accuracy"])  # no value, which the trainer leaves out of its means
+    assert all(np.isfinite(value) for name, value in metrics.items() if name != "align_accuracy")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

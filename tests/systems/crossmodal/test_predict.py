@@ -9,7 +9,7 @@ import pytest
 from sm_jax.errors import ConfigError
 from sm_jax.systems import crossmodal
 from sm_jax.systems.crossmodal import model
-from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions, predict, propose, select
+from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions, predict, propose
 from tests.systems.crossmodal import tiny
 
 TOKENS = np.int32([[1, 3, 5, 0], [1, 4, 0, 0], [1, 6, 2, 0]])
@@ -150,7 +150,6 @@ def test_no_images_no_phrases_no_proposals(config, variables):
     assert predictor.scores(variables, found["embeddings"], texts).shape == (1, 0, 100)
     aligned = predictor.scores(variables, found["embeddings"], predictor.texts(variables, TOKENS))
     assert np.isfinite(aligned).all()
-    assert len(select(found["conf"][0], aligned[0, 0], where=found["valid"][0], threshold=0.0)) == 0
 
 
 def test_a_network_gone_wrong_proposes_nothing(config, variables):
@@ -159,18 +158,6 @@ def test_a_network_gone_wrong_proposes_nothing(config, variables):
     found = Predictor(config).proposals(variables, images)
     assert not found["valid"][0].any() and found["valid"][2].any()
     assert all(np.isfinite(value).all() for value in found.values())
-
-
-def test_select():
-    conf, aligned = np.float32([0.9, 0.8, 0.8, 0.6, 0.99]), np.float32([0.7, 0.9, 0.9, 0.95, 0.1])
-    assert select(conf, aligned).tolist() == [1, 2, 0, 3]
-    assert select(conf, aligned, threshold=0.6).tolist() == [1, 2, 0]
-    assert select(conf, aligned, threshold=0.6, top_k=2).tolist() == [1, 2]
-    assert select(conf, aligned, by="align", threshold=0.8).tolist() == [1, 2, 3]
-    assert select(conf, aligned, where=np.array([1, 0, 1, 1, 1], bool)).tolist() == [2, 0, 3]
-    assert select(conf, aligned, threshold=0.9).tolist() == []
-    with pytest.raises(ValueError, match="scores"):
-        select(conf, aligned, by="conf")
 
 
 @pytest.mark.parametrize("options", [{"chunk": 3}, {"text_chunk": 0}, {"chunk": -2}])
