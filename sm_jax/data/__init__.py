@@ -1,9 +1,13 @@
 """Sources with random access, augmentation and the training iterator. NumPy only; see `docs/own-data.md`."""
 
+import functools
+import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from sm_jax.data.measure import Measured, measure, query_canvas
 from sm_jax.data.phrases import PhraseSource
@@ -28,7 +32,7 @@ __all__ = [
     "query_canvas",
 ]
 
-GENERATED = ("shapes", "shelves")
+GENERATED = ("figures", "shapes", "shelves")
 """Values of `data.source` that are no path."""
 
 _log = logging.getLogger("sm_jax.data")
@@ -236,9 +240,9 @@ def make_pairs(data: Any, split: str) -> PairList:
     """Key-point pairs of one split.
 
     Args:
-      data: config section `data`: `source` is the path of the pairs (see `sources.keypoint_pairs`), `lists` and
-        `convention` go with it. With `leave_out`, a category, "train" is all pairs of the others and any other
-        split all pairs of it.
+      data: config section `data`: `source` is "figures" (generated; its options in `data.figures`) or the
+        path of pairs (see `sources.keypoint_pairs`), with which go `lists` and `convention`. With
+        `leave_out`, a category, "train" is all pairs of the others, and any other split all pairs of it.
       split: "train", "val", "test", another name that the data uses, or "all".
 
     Raises:
@@ -247,10 +251,15 @@ def make_pairs(data: Any, split: str) -> PairList:
     from sm_jax.data.sources import keypoint_pairs
 
     if not data.source:
-        raise ConfigError("data.source: give the path of pairs with key-points (docs/own-data.md)")
-    left_out = data.get("leave_out", "")
+        raise ConfigError("data.source: give 'figures' or the path of pairs with key-points")
+    path, left_out = data.source, data.get("leave_out", "")
+    if path == "figures":
+        from sm_jax.data.synthetic import figures
+
+        cache = data.get("cache_dir", "")
+        path = figures.make(str(Path(cache) / "figures") if cache else "", **data.get("figures", {}))
     pairs = keypoint_pairs.open_pairs(
-        data.source,
+        path,
         split="all" if left_out else split,
         lists=data.get("lists", ""),
         convention=data.get("convention", "edges"),
@@ -261,19 +270,25 @@ def make_pairs(data: Any, split: str) -> PairList:
 
 
 def make_training_pairs(config: Any) -> Any:
-    """`scnet.TrainingPairs` of the split "train"; what is left out is logged.
+    """`scnet.TrainingPairs` of the split "train"; what is left out is logged. The last ones are kept.
 
     Raises:
       ConfigError, DataError.
     """
+    return _training_pairs(config.data.to_json_best_effort(sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _training_pairs(section: str) -> Any:
     from sm_jax.data import scnet
 
-    pairs = make_pairs(config.data, "train")
+    data = ConfigDict(json.loads(section))
+    pairs = make_pairs(data, "train")
     found = scnet.TrainingPairs(
-        pairs, scnet.proposal_options(config.data), flips=config.data.get("flips", False), say=_log.warning
+        pairs, scnet.proposal_options(data), flips=data.get("flips", False), say=_log.warning
     )
     for note in found.notes:
-        _log.warning("%s", note)
+        _log.warning("%s: %s", data.source, note)
     return found
 
 

@@ -1,7 +1,7 @@
 """Training batches of SCNet: pictures with their regions, and the labelled pairs of them.
 
-The trunk is frozen, so that batches hold its feature maps (`training.trunk`), not pixels. `BatchBuilder[k]` is a
-pure function of (pairs, options, seed, k), like that of os2d. NumPy only. Source: SCNet (ICCV 2017), sec. 4
+The trunk is frozen, so that batches hold its feature maps (`training.trunk`), not pixels. `BatchBuilder[k]`
+is a pure function of (pairs, options, seed, k), like that of os2d. NumPy only. Source: SCNet (ICCV 2017), sec. 4
 and its published code: one pair per step, all pairs in a new order every epoch, each also mirrored.
 """
 
@@ -245,8 +245,8 @@ class BatchBuilder:
       seed: of the order of every epoch.
       process_index: which rows are built here.
       process_count: in how many equal parts the rows are divided.
-      trunk: number of a picture -> its feature map, f16 (h, w, c); those of the mirrored pictures follow after
-        all others. Without it there are labels, but no batches.
+      trunk: number of a picture -> its feature map, f16 (h, w, c); those of the mirrored pictures follow
+        after all others. Without it there are labels, but no batches.
 
     Raises:
       ConfigError: the rows do not divide over the processes.

@@ -1,8 +1,8 @@
 """How well a method matches pictures of pairs with key-points: PCK, PCR and mIoU@k, whatever the method.
 
-A method is a function of a model's variables that gives `Match`: from a pair to `Matches` in pixels of its two
-pictures. Everything after that is the same code for all of them. Sources: SCNet (ICCV 2017), sec. 5; Proposal
-Flow (CVPR 2016), sec. 4; specification sec. 7 and 8.
+A method is a function of a model's variables that gives `Match`: from a pair to `Matches` in pixels of its
+two pictures. Everything after that is the same code for all of them. Sources: SCNet (ICCV 2017), sec. 5;
+Proposal Flow (CVPR 2016), sec. 4; specification sec. 7 and 8.
 """
 
 import math
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
       pair: the pair.
       moved: (k, 2) where the source key-points go, NaN where nowhere.
       distances: by normaliser, of the present key-points.
-      overlaps: of every active region's match with its true box; none where no spline goes through the points.
+      overlaps: of every active region's match with its true box; none where no spline fits the points.
       confidence: of those.
     """
 

@@ -13,10 +13,10 @@ TRUE, FOUND = "#009e73", "#d55e00"
 
 
 def draw(evaluator: Any, folder: Path, *, count: int) -> list[Path]:
-    """`curves.png` (PCR over tau and mIoU@k, with the areas under them), and `pair-NUMBER.png` of up to `count`
-    evenly spaced pairs.
+    """Draw what a `CorrespondenceEvaluator` that has run found; returns the files.
 
-    The folder is made; files in it of the same name are replaced.
+    `curves.png` (PCR over tau and mIoU@k, with the areas under them), and `pair-NUMBER.png` of up to `count`
+    evenly spaced pairs. The folder is made; files in it of the same name are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "curves.png"]

@@ -9,8 +9,8 @@ from sm_jax.evaluators.report import counted, left_out, number
 
 RULE = "strict-visible"
 RULE_TEXT = (
-    "a key-point is right below alpha times the normaliser; those absent in either picture (NaN, or padding such "
-    "as -1) never count"
+    "a key-point is right below alpha times the normaliser; those absent in either picture (NaN, or padding "
+    "such as -1) never count"
 )
 
 

@@ -97,7 +97,7 @@ def _with_adam_parts(config: Any, makers: dict[str, Callable]) -> optax.Gradient
 def _alternate(
     make: Callable[[], optax.GradientTransformation], turns: tuple[str, ...], every: int
 ) -> optax.GradientTransformation:
-    """Parts of the model in turn, each for `every` steps; source: published SCNet code, its second trainer."""
+    """Parts of the model in turn, each for `every` steps; source: published SCNet code, second trainer."""
     if every < 1:
         raise ConfigError(f"optim.alternate_every={every}: must be at least 1 step, as a rule an epoch")
 

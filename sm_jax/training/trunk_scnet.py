@@ -1,7 +1,7 @@
 """SCNet's frozen trunk, and the file of its feature maps; see `trunk`.
 
-A map of 14 x 14 x 512 in float16 is 0.2 MB; the pooled features of its 500 regions would be 25 MB. So the maps
-are stored, and regions pooled from them in every step: the file serves every choice of regions.
+A map of 14 x 14 x 512 in float16 is 0.2 MB; the pooled features of its 500 regions would be 25 MB. So the
+maps are stored, and regions pooled from them in every step: the file serves every choice of regions.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ class Trunk:
         self._model = model.ModelConfig.create(config.model)
         if self._model.trainable != "heads":
             raise ConfigError(
-                "data.cache_trunk: with model.trainable=all the features change with every step; SCNet trains "
-                "with a frozen trunk, model.trainable=heads"
+                "data.cache_trunk: with model.trainable=all the features change with every step; SCNet "
+                "trains with a frozen trunk, model.trainable=heads"
             )
         shapes = flatten(jax.eval_shape(lambda: model.init(self._model, jax.random.key(0))))
         if not config.init.get("model", ""):

@@ -1,4 +1,4 @@
-"""What SCNet learns from: of every active region, the matches that overlap its true box and the hardest others.
+"""What SCNet learns from: of an active region, the matches that overlap its true box and the hardest others.
 
 Source: SCNet (ICCV 2017), sec. 3.4, with the constants of the published code (specification, sec. 3). The L2
 regularisation is `optim.weight_decay`; which embedding trains when is `model.agplus_schedule`.
