@@ -1,8 +1,8 @@
 """Masks and parts carried from one picture to another by a method's dense flow: Caltech-101, PASCAL-Parts.
 
-The target's labels are seen from the source through the flow, which is smoothed along the edges of the source
-picture (static/dynamic filter) as published. Methods are those of `correspondence`. Source: SCNet (ICCV 2017),
-sec. 5.4; specification sec. 8.
+The target's labels are seen from the source through the flow, which is smoothed along the edges of the
+source picture (static/dynamic filter) as published. Methods are those of `correspondence`. Source: SCNet
+(ICCV 2017), sec. 5.4; specification sec. 8.
 """
 
 from collections.abc import Callable, Iterator, Sequence

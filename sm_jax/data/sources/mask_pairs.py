@@ -2,14 +2,15 @@
 
     caltech-101/
       101_ObjectCategories/beaver/image_0001.jpg
-      Annotations/beaver/annotation_0001.mat   box_coord (top, bottom, left, right), obj_contour (2, k) from its
-                                               corner
-      test_pairs_caltech_with_category.csv     optional: source_image,target_image,class[,XA,YA,XB,YB outlines]
+      Annotations/beaver/annotation_0001.mat  box_coord (top, bottom, left, right); obj_contour (2, k) from
+                                              its corner
+      test_pairs_caltech_with_category.csv    optional: source_image,target_image,class[,XA,YA,XB,YB]; the
+                                              last four are outlines
 
     PASCAL-Parts/
       JPEGImages/2008_000033.jpg
       Annotations_Part/2008_000033.mat         anno.objects: class, mask, parts (part_name, mask)
-      pairs.csv                                source_image,target_image,class[,XA,YA,XB,YB key-points]
+      pairs.csv                               source_image,target_image,class[,XA,YA,XB,YB]; key-points
 
 Sources: SCNet (ICCV 2017), sec. 5.4; Caltech-101's own annotations and the outlines listed with later work;
 PASCAL-Part (CVPR 2014). Coordinates are counted from 1; masks have the size of their pictures.
@@ -137,8 +138,9 @@ def _listed(root: Path, where: str, row: dict[str, str]) -> MaskPair:
     ends = []
     for column in COLUMNS[:2]:
         name = row[column].strip()
-        found = next((root / base / name for base in ("", CALTECH_PICTURES) if (root / base / name).is_file()), 0)
-        if not found:
+        places = [root / name, root / CALTECH_PICTURES / name]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
             raise DataError(f"{where}: there is no picture {name!r} in {root}")
         ends.append(found)
     given = all(row.get(column) for column in POINT_COLUMNS)
