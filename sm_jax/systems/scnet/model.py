@@ -248,18 +248,19 @@ def features(config: ModelConfig, variables: Variables, images: Array) -> Array:
     return jax.lax.stop_gradient(found) if config.trainable == "heads" else found
 
 
-def roi(config: ModelConfig, features: Array, boxes: Array) -> Array:
+def roi(config: ModelConfig, features: Array, boxes: Array, *, cells: int = BINS) -> Array:
     """Pooled features of boxes of one picture.
 
     Args:
       config: the model.
       features: "h w c" of one picture.
       boxes: "n 4" xyxy pixels of the frame; padding (all 0) gives numbers that mean nothing.
+      cells: rows and columns of the result; the embeddings take 7.
 
     Returns:
       "n 7 7 c", type of the features.
     """
-    return roi_max_matconvnet(features, boxes, stride=STRIDE, output_size=(BINS, BINS))
+    return roi_max_matconvnet(features, boxes, stride=STRIDE, output_size=(cells, cells))
 
 
 def pooled(config: ModelConfig, variables: Variables, inputs: Mapping[str, Array]) -> Array:
