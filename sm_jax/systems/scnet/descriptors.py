@@ -16,6 +16,9 @@ PATCH, CELL, ORIENTATIONS, BLOCK = 64, 8, 9, 2
 """Of HOG: pixels of a patch's and a cell's side, bins over 180 degrees, cells of a block's side."""
 HOG_CHANNELS = (PATCH // CELL - BLOCK + 1) ** 2 * BLOCK**2 * ORIENTATIONS
 CLIP, EPSILON = 0.2, 1e-5
+CELLS = 3
+"""Rows and columns of untrained RoI features: 7 as in the embeddings' input would be 50,176 channels of a box
+of ResNet-50, 200 MB for a picture's 1000 boxes."""
 TINY = 1e-10
 """Added to squared lengths."""
 

@@ -79,7 +79,7 @@ class Predictor:
         *,
         features: str = "embedding",
         pool: str = "flat",
-        cells: int = model.BINS,
+        cells: int = descriptors.CELLS,
         centre: bool = True,
         buckets: Sequence[int] = BUCKETS,
     ):
@@ -170,8 +170,7 @@ class Predictor:
             table = np.zeros((), np.int32)
         else:
             table = hough.bins(*boxes, frame, frame, kind="phm" if method == "phm" else "scnet")
-        valid = [side.valid[:rows] for side in (source, target)]
-        valid = [np.pad(one, (0, rows - len(one))) for one in valid]
+        valid = [side.valid for side in sides]
         index, confidence, scores = jax.device_get(
             self._match[method](
                 [side.vectors for side in sides],
