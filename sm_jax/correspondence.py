@@ -260,7 +260,7 @@ def load(
         if weights is not None:
             raise ConfigError(f"features='hog': takes no weights, but {weights} are given")
         predictor, notes = (
-            predict.Predictor(scnet.ModelConfig(**overrides), features="hog"),
+            predict.Predictor(scnet.ModelConfig.create(overrides), features="hog"),
             ["features: hog"],
         )
     else:

@@ -19,6 +19,9 @@ CLIP, EPSILON = 0.2, 1e-5
 CELLS = 3
 """Rows and columns of untrained RoI features: 7 as in the embeddings' input would be 50,176 channels of a box
 of ResNet-50, 200 MB for a picture's 1000 boxes."""
+FEWEST = 10
+"""Boxes of both pictures together from which on their mean says something: of two, the centred vectors always
+are opposite."""
 TINY = 1e-10
 """Added to squared lengths."""
 
@@ -106,7 +109,7 @@ def cosine(
 
     Args:
       source, target: vectors of any float type.
-      centre: subtract the mean over the real boxes of both first.
+      centre: subtract the mean over the real boxes of both first, where there are at least `FEWEST`.
       source_valid, target_valid: bool "n", "m": which boxes are real; the others give 0.
     """
     sides = [source.astype(jnp.float32), target.astype(jnp.float32)]
@@ -116,7 +119,8 @@ def cosine(
     ]
     if centre:
         total = sum(jnp.sum(jnp.where(w[:, None], s, 0), axis=0) for s, w in zip(sides, valid, strict=True))
-        mean = total / jnp.maximum(sum(jnp.sum(where) for where in valid), 1)
+        count = sum(jnp.sum(where) for where in valid)
+        mean = jnp.where(count >= FEWEST, total / jnp.maximum(count, 1), 0)
         sides = [side - mean[None] for side in sides]
     sides = [jnp.where(where[:, None], side, 0) for side, where in zip(sides, valid, strict=True)]
     unit = [side / jnp.sqrt(jnp.sum(side * side, axis=1, keepdims=True) + TINY) for side in sides]

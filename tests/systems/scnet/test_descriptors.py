@@ -38,15 +38,21 @@ def test_patches_are_cut_to_the_picture_and_degenerate_boxes_are_black():
 @pytest.mark.parametrize("centre", [True, False])
 def test_cosine_by_its_definition_and_without_padding(centre):
     rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(4, 6)) + 3, rng.normal(size=(5, 6)) + 3
-    valid = np.arange(4) < 3, np.arange(5) < 4
-    mean = np.concatenate([a[:3], b[:4]]).mean(axis=0) if centre else 0
+    a, b = rng.normal(size=(7, 6)) + 3, rng.normal(size=(5, 6)) + 3
+    valid = np.arange(7) < 6, np.arange(5) < 4
+    mean = np.concatenate([a[:6], b[:4]]).mean(axis=0) if centre else 0
     x, y = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (a - mean, b - mean))
     found = descriptors.cosine(
         jnp.array(a), jnp.array(b), centre=centre, source_valid=valid[0], target_valid=valid[1]
     )
-    np.testing.assert_allclose(found[:3, :4], (x @ y.T)[:3, :4], atol=1e-6)
-    assert not np.any(found[3]) and not np.any(found[:, 4])
+    np.testing.assert_allclose(found[:6, :4], (x @ y.T)[:6, :4], atol=1e-6)
+    assert not np.any(found[6]) and not np.any(found[:, 4])
+
+
+def test_few_boxes_are_not_centred():
+    """Of one box each the centred vectors would be opposite, however alike they are."""
+    alike = jnp.array([[3.0, 4.0, 5.0]])
+    np.testing.assert_allclose(descriptors.cosine(alike, alike * 1.1), [[1]], rtol=1e-6)
 
 
 def test_flatten_keeps_the_layout_or_its_mean():
