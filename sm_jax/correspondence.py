@@ -224,7 +224,6 @@ def load(
     features: str | None = None,
     method: str | None = None,
     pool: str = "flat",
-    cells: int = descriptors.CELLS,
     **options,
 ) -> Matcher:
     """A `Matcher` of trained weights, or of features that need no training.
@@ -236,7 +235,7 @@ def load(
       features: what regions are compared by without training, one of `FEATURES`; default "resnet50", whose
         weights are packaged, as are GoogLeNet's; "hog" needs none.
       method: default "lom" without training, and a trained model's own ("a", "ag", "ag+").
-      pool, cells: of untrained features of a backbone, see `predict.Predictor`.
+      pool: of untrained features of a backbone, see `predict.Predictor`.
       **options: of `Matcher`: `proposals`, `proposal_method`, `seed`.
 
     Raises:
@@ -264,12 +263,12 @@ def load(
             ["features: hog"],
         )
     else:
-        config = scnet.ModelConfig.create({"backbone": features} | overrides)
+        config = scnet.ModelConfig.create({"backbone": features, "roi_size": descriptors.CELLS} | overrides)
         shapes = jax.eval_shape(lambda: scnet.init_backbone(config, jax.random.key(0)))
         name = os.fspath(weights or scnet.BACKBONES[features].weights)
         variables, notes = start.initialize(shapes, {"backbone": name})
         variables = jax.device_put(variables)
-        predictor = predict.Predictor(config, variables, features="roi", pool=pool, cells=cells)
+        predictor = predict.Predictor(config, variables, features="roi", pool=pool)
         notes = [f"features: {features}, not trained for matching; {line}" for line in notes]
     return Matcher(predictor, method=method or DEFAULT_METHOD, notes=notes, **options)
 

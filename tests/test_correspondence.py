@@ -1,5 +1,6 @@
 """`load("scnet")`: regions, flow and points of a pair of pictures, on HOG or a small random network."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ import sm_jax
 from sm_jax import correspondence
 from sm_jax.errors import ConfigError, DataError, ImageError, WeightsError
 from sm_jax.systems.scnet import model, predict
-from sm_jax.weights import io
+from sm_jax.weights import export, io
 from tests.systems.scnet import tiny
 
 
@@ -206,3 +207,39 @@ def test_load_of_the_packaged_weights():
 def test_load_refuses_what_does_not_fit(options, error, line):
     with pytest.raises(error, match=line):
         sm_jax.load("scnet", **options)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Files of small random models by variant, each with its config."""
+    folder, files = tmp_path_factory.mktemp("models"), {}
+    for variant in ("AG", "AG+"):
+        config = {
+            "system": "scnet",
+            "model": dataclasses.asdict(tiny.config(variant=variant)),
+            "objective": {},
+        }
+        files[variant] = folder / f"{variant.removesuffix('+')}{len(variant)}.safetensors"
+        io.save_variables(
+            files[variant], jax.device_get(tiny.variables(variant)), {export.CONFIG: json.dumps(config)}
+        )
+    return files
+
+
+def test_a_trained_model_has_its_own_features_and_method(exported):
+    found = sm_jax.load("scnet", weights=exported["AG+"], proposals=12, proposal_method="uniform")
+    assert found.method == "ag+" and found.notes[0].startswith("model: ")
+    result = found.match(scene(), scene(at=(40, 30)), [(40, 30)])
+    assert result.method == "ag+" and len(result) > 0 and result.valid.any()
+    other = found.match(scene(), scene(at=(40, 30)), method="lom")
+    assert dict(found.compiles) == {"describe": 1, "ag+": 1, "lom": 1} and other.method == "lom"
+
+
+def test_trained_models_refuse_what_they_cannot_do(exported):
+    with pytest.raises(ConfigError, match="is a trained model, which has its own features"):
+        sm_jax.load("scnet", weights=exported["AG"], features="hog")
+    ag = sm_jax.load("scnet", weights=exported["AG"], method="ag+", proposals=4, proposal_method="uniform")
+    with pytest.raises(ConfigError, match="'ag\\+' needs weights of an AG"):
+        ag.match(scene(), scene())
+    with pytest.raises(WeightsError, match="is for the system scnet, not for os2d"):
+        sm_jax.load("os2d", weights=exported["AG"])

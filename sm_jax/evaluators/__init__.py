@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
 
-SYSTEMS = ("os2d", "crossmodal")
+SYSTEMS = ("os2d", "crossmodal", "scnet")
 PROTOCOLS = ("default", "requests")
 Progress = Callable[[Iterable, str], Iterable]
 

@@ -26,7 +26,7 @@ Variables = dict[str, Any]
 STRIDE = 16
 """Pixels per cell of every trunk's last map."""
 BINS = 7
-"""Rows and columns of pooled features."""
+"""Rows and columns of pooled features, as published."""
 EPSILON = 1e-10
 """Added to the squared length of an embedding."""
 CAFFE_MEAN = (104.0, 117.0, 123.0)
@@ -82,6 +82,8 @@ class ModelConfig:
       agplus_schedule: what trains in AG+: "freeze_a" the geometry embedding alone, "alternate" one of both in
         turn by epochs, "joint" both (see `trained_parts`).
       trainable: "heads" freezes the trunk, "all" trains it too.
+      roi_size: rows and columns of pooled features; with 3 or 4 an embedding is a fifth or a third as large
+        and as dear, for training on a few cores.
       image_size: (height, width) of the frame.
       dtype: type of the trunk's activations.
     """
@@ -96,6 +98,7 @@ class ModelConfig:
     input_norm: str = "imagenet"
     agplus_schedule: str = "freeze_a"
     trainable: str = "heads"
+    roi_size: int = BINS
     image_size: tuple[int, int] = (224, 224)
     dtype: str = "float32"
 
@@ -103,8 +106,9 @@ class ModelConfig:
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} is none of {', '.join(values)}")
-        if self.embed < 1:
-            raise ConfigError(f"model.embed: {self.embed} is not positive")
+        for name in ("embed", "roi_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}: {getattr(self, name)} is not positive")
         if not 0 <= self.vote_threshold < 1 or self.vote_bias < 0:
             raise ConfigError(
                 f"model.vote_threshold: {self.vote_threshold} must lie in 0..1 (without 1), vote_bias: "
@@ -178,7 +182,7 @@ def init(config: ModelConfig, key: Array) -> Variables:
     """
     trunk_key, key = jax.random.split(key)
     variables = init_backbone(config, trunk_key)
-    shape = (BINS * BINS * config.channels, config.embed)
+    shape = (config.roi_size**2 * config.channels, config.embed)
     for name in config.embeddings:
         kernel = 0.01 * jax.random.normal(key, shape)  # one key: AG+ starts from two equal ones
         variables["params"][EMBEDDINGS[name]] = {"kernel": kernel, "bias": jnp.zeros(config.embed)}
@@ -248,19 +252,18 @@ def features(config: ModelConfig, variables: Variables, images: Array) -> Array:
     return jax.lax.stop_gradient(found) if config.trainable == "heads" else found
 
 
-def roi(config: ModelConfig, features: Array, boxes: Array, *, cells: int = BINS) -> Array:
+def roi(config: ModelConfig, features: Array, boxes: Array) -> Array:
     """Pooled features of boxes of one picture.
 
     Args:
       config: the model.
       features: "h w c" of one picture.
       boxes: "n 4" xyxy pixels of the frame; padding (all 0) gives numbers that mean nothing.
-      cells: rows and columns of the result; the embeddings take 7.
 
     Returns:
-      "n 7 7 c", type of the features.
+      "n r r c" with r = `roi_size` (7), type of the features.
     """
-    return roi_max_matconvnet(features, boxes, stride=STRIDE, output_size=(cells, cells))
+    return roi_max_matconvnet(features, boxes, stride=STRIDE, output_size=(config.roi_size,) * 2)
 
 
 def pooled(config: ModelConfig, variables: Variables, inputs: Mapping[str, Array]) -> Array:

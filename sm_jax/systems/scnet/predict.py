@@ -79,7 +79,6 @@ class Predictor:
         *,
         features: str = "embedding",
         pool: str = "flat",
-        cells: int = descriptors.CELLS,
         centre: bool = True,
         buckets: Sequence[int] = BUCKETS,
     ):
@@ -88,9 +87,9 @@ class Predictor:
         Args:
           config: the model; of `features="hog"` only the frame and the constants of the vote are read.
           variables: `params` and `batch_stats`; of `features="roi"` the backbone's alone will do.
-          features: "embedding" of a trained model; "roi", pooled features of the backbone; or "hog".
+          features: "embedding" of a trained model; "roi", pooled features of the trunk (`roi_size` rows and
+            columns); or "hog".
           pool: of "roi": "flat" or "mean" (see `descriptors.flatten`).
-          cells: of "roi": rows and columns of the pooled features.
           centre: of "roi" and "hog": subtract the mean over both pictures (see `descriptors.cosine`).
           buckets: ascending numbers of boxes to compile for.
 
@@ -112,7 +111,7 @@ class Predictor:
                 found = model.encode(config, variables, {"image": image[None], "boxes": boxes[None]})
                 return {name: vectors[0] for name, vectors in found.items()}
             maps = model.features(config, variables, image[None])[0]
-            found = model.roi(config, maps, boxes, cells=cells)
+            found = model.roi(config, maps, boxes)
             return {"appearance": descriptors.flatten(found, pool=pool)}
 
         self._describe = jax.jit(describe)

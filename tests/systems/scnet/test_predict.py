@@ -83,8 +83,9 @@ def test_a_picture_matches_itself(plain):
 
 
 def test_plain_features_of_a_backbone():
-    variables = model.init_backbone(tiny.config(), tiny.jax.random.key(1))
-    predictor = predict.Predictor(tiny.config(), variables, features="roi", cells=2, buckets=BUCKETS)
+    config = tiny.config(roi_size=2)
+    variables = model.init_backbone(config, tiny.jax.random.key(1))
+    predictor = predict.Predictor(config, variables, features="roi", buckets=BUCKETS)
     source, target = _pair(predictor)
     assert source.vectors["appearance"].shape == (8, 2 * 2 * 512)
     scores = predictor.match(source, target, method="a").scores
