@@ -179,7 +179,7 @@ class Matcher:
           source_boxes, target_boxes: (n, 4) xyxy pixels, regions to be used instead of proposals. Boxes of at
             most 1 pixel (of the frame, 224 x 224) match nothing.
           smooth: a smooth flow of all pixels instead of one of the covered ones, bending at the edges of the
-            source; a second for 200 x 250 pixels, half a minute for the largest.
+            source; takes some seconds.
 
         Raises:
           ImageError: an image that cannot be read; DataError: points or boxes that cannot be used;
