@@ -21,14 +21,13 @@ from sm_jax.data.sources.pair_records import KeypointPair
 from sm_jax.errors import ConfigError
 from sm_jax.evaluators.correspondence import Match, Matches
 from sm_jax.ops import hough, matching
-from sm_jax.systems.scnet import model
+from sm_jax.systems.scnet import descriptors, model
 
 Array = jax.Array
 
 MATCHERS = ("nam", "phm", "lom")
 FEATURES = ("hog", "pool", "embedding")
 KEPT = 24  # pictures whose features are in memory; PF-WILLOW pairs the 10 of a folder
-PATCH, CELL, ORIENTATIONS = 64, 8, 9  # of HOG: 7 x 7 blocks of 2 x 2 cells, 1764 numbers
 
 Describe = Callable[[np.ndarray, np.ndarray], Any]
 """A uint8 picture and its regions "k 4", in its pixels, padded to a fixed number -> features "k d"."""
@@ -109,7 +108,13 @@ def untrained(
         def match(pair: KeypointPair) -> Matches:
             source, target = regions(pair.source), regions(pair.target)
             where = source.valid[:, None] & target.valid[None, :]
-            alike = _cosines(source.features, target.features, source.valid, target.valid, centred)
+            alike = _cosines(
+                source.features,
+                target.features,
+                centre=centred,
+                source_valid=source.valid,
+                target_valid=target.valid,
+            )
             if matcher == "phm":
                 bins = hough.bins(source.boxes, target.boxes, source.size, target.size, kind="phm")
                 scores = _phm(alike, bins, hough.grid(target.size, kind="phm"), where)
@@ -125,30 +130,12 @@ def untrained(
 
 
 def hog(variables: Any = None) -> Describe:
-    """Plain histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of every region; no variables.
+    """Plain histograms of oriented gradients (`descriptors.hog`) of every region; no variables.
 
-    A region becomes a patch of 64 x 64 pixels; 9 orientations, cells of 8 x 8, blocks of 2 x 2. The published
-    features are Felzenszwalb's with statistics for whitening that were not released.
+    The published features are Felzenszwalb's with statistics for whitening that were not released.
     """
     del variables
-
-    def describe(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        from skimage import feature
-
-        found = np.zeros((len(boxes), (PATCH // CELL - 1) ** 2 * 4 * ORIENTATIONS), np.float32)
-        for row, box in zip(found, boxes, strict=True):
-            x1, y1, x2, y2 = np.rint(box).astype(int)
-            if x2 > x1 and y2 > y1:
-                row[:] = feature.hog(
-                    images.resize(image[y1:y2, x1:x2], (PATCH, PATCH)),
-                    orientations=ORIENTATIONS,
-                    pixels_per_cell=(CELL, CELL),
-                    cells_per_block=(2, 2),
-                    channel_axis=-1,
-                )
-        return found
-
-    return describe
+    return descriptors.hog
 
 
 def pool(config: model.ModelConfig) -> Callable[[Any], Describe]:
@@ -197,16 +184,9 @@ def _remembered(describe: Describe, proposals: ProposalOptions) -> Callable[[Pat
     return regions
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _cosines(a: Array, b: Array, a_valid: Array, b_valid: Array, centred: bool) -> Array:
-    """Cosines of the rows of "n d" and "m d"; less their common mean first where `centred`."""
-    a = jnp.where(a_valid[:, None], jnp.asarray(a, jnp.float32), 0)
-    b = jnp.where(b_valid[:, None], jnp.asarray(b, jnp.float32), 0)
-    if centred:
-        mean = (a.sum(0) + b.sum(0)) / (a_valid.sum() + b_valid.sum())
-        a, b = a - mean[None], b - mean[None]
-    a, b = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
-    return a @ b.T
+@functools.partial(jax.jit, static_argnames="centre")
+def _cosines(*sides: Array, centre: bool, **valid: Array) -> Array:
+    return descriptors.cosine(*sides, centre=centre, **valid)
 
 
 @jax.jit

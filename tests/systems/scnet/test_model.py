@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from sm_jax import systems
 from sm_jax.errors import ConfigError
 from sm_jax.ops import hough
 from sm_jax.systems.scnet import model
@@ -127,6 +129,30 @@ def test_encode_and_predict_are_the_two_halves():
     np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
     np.testing.assert_array_equal(found["index"], np.argmax(expected, axis=2))
     np.testing.assert_allclose(found["confidence"], np.max(expected, axis=2), atol=1e-6)
+
+
+def test_the_system_under_its_name():
+    config = ConfigDict({"system": "scnet", "model": tiny.OPTIONS | {"variant": "AG"}, "objective": {}})
+    system = systems.make(config)
+    shapes = jax.eval_shape(lambda: system.init(KEY, None))
+    assert set(shapes["params"]) == {"backbone", "fc"}
+    assert system.trainable("fc/kernel") and not system.trainable("backbone/conv1_1/kernel")
+
+    def run(variables, source, target):
+        return system.predict(variables, target, system.encode(variables, source))
+
+    image, boxes = jax.ShapeDtypeStruct((2, *tiny.SIZE, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 4, 4), float)
+    source = {"image": image, "boxes": boxes}
+    pair = {
+        "bins": jax.ShapeDtypeStruct((2, 4, 4), jnp.int32),
+        "where": jax.ShapeDtypeStruct((2, 4, 4), bool),
+    }
+    found = jax.eval_shape(run, shapes, source, source | pair)
+    assert {name: value.shape for name, value in found.items()} == {
+        "scores": (2, 4, 4), "index": (2, 4), "confidence": (2, 4)
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="objective.margin: unknown key"):
+        systems.make(ConfigDict(config.to_dict() | {"objective": {"margin": 1}}))
 
 
 def test_statistics_of_the_training_pictures_replace_imagenets():
