@@ -7,7 +7,7 @@ A ROW is METHOD:FEATURES, for example
     nam:hog phm:hog lom:hog        Proposal Flow on plain HOG
     lom:resnet50 lom:googlenet-4d  on a trunk's pooled features
     lom:vgg16-tv-conv43@vgg16      from weights other than its usual ones
-    lom:resnet50+centred           features less their mean over both pictures
+    lom:resnet50+plain             features as they are, instead of less their mean over both pictures
     model:RUN,RUN,...              SCNet trained with leave_out, each RUN on the category that it left out
     lom:RUN,RUN,...                LOM on the embedding of such runs
 
@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+if not __package__:  # python benchmarks/willow.py
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from sm_jax import platform
 from sm_jax.data import make_pairs, scnet
@@ -120,20 +123,20 @@ def _of_features(method: str, features: str, section: Any) -> _Of:
     from sm_jax.evaluators import correspondence_methods as methods
     from sm_jax.systems.scnet.model import ModelConfig
 
-    name, _, centred = features.partition("+")
-    if centred not in ("", "centred"):
-        raise ConfigError(f"features {features!r}: only +centred may follow")
+    name, _, plain = features.partition("+")
+    if plain not in ("", "plain"):
+        raise ConfigError(f"features {features!r}: only +plain may follow")
     proposals = scnet.proposal_options(section)
     if name == "hog":
-        start, variables = methods.untrained(method, methods.hog, proposals, centred=True), None
+        describe, variables = methods.hog, None
     else:
         weights, _, backbone = name.rpartition("@")
-        config = published.get_config(f"variant=A,backbone={backbone},weights={weights},roi=7,embed=1")
-        start = methods.untrained(
-            method, methods.pool(ModelConfig.create(config.model)), proposals, centred=bool(centred)
+        config = published.get_config(
+            f"data={section.source},variant=A,backbone={backbone},weights={weights},roi=7,embed=1"
         )
+        describe = methods.pool(ModelConfig.create(config.model))
         variables, _ = pretrained.begin(config)
-    return _Of({"": start(variables)})
+    return _Of({"": methods.untrained(method, describe, proposals, centred=not plain)(variables)})
 
 
 def _of_runs(method: str, runs: list[str], section: Any, every: PairList) -> _Of:
@@ -153,7 +156,7 @@ def _of_runs(method: str, runs: list[str], section: Any, every: PairList) -> _Of
         check_overlap(trained, mine)
         with config.unlocked():
             config.data.update(section)
-            config.eval.update(method=method, features="embedding")
+            config.eval.update(method=method, features="embedding", centred=False)
         variables, _ = restore_variables(run)
         parts[left_out] = evaluator.method(config)[0](variables)
     return _Of(parts)

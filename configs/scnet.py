@@ -93,7 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init.model = args.start
     config.init.backbone = "" if args.start else args.weights or WEIGHTS.get(args.backbone, GOOGLENET)
     config.optim.weight_decay = WEIGHT_DECAY[args.variant]
-    config.eval.update(method=args.method, features=args.features, centred=args.features == "hog")
+    config.eval.update(method=args.method, features=args.features, centred=args.features != "embedding")
     if args.runlocal:
         _runlocal(config)
         args.epochs = min(args.epochs, 2)
@@ -170,7 +170,7 @@ def _published() -> ConfigDict:
                 "splits": ("test",),
                 "method": "model",
                 "features": "pool",
-                "centred": False,
+                "centred": True,
                 "norms": (),
                 "alphas": (0.01, 0.05, 0.1, 0.15),
                 "max_pairs": 0,

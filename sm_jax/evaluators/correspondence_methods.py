@@ -85,7 +85,7 @@ def untrained(
     describe: Callable[[Any], Describe],
     proposals: ProposalOptions,
     *,
-    centred: bool = False,
+    centred: bool = True,
 ) -> Callable[[Any], Match]:
     """NAM, PHM or LOM on the cosine of features.
 
@@ -93,8 +93,8 @@ def untrained(
       matcher: one of `MATCHERS`.
       describe: variables -> `Describe`, such as `hog` or `pool(config)`.
       proposals: regions of a picture.
-      centred: features less their mean over the regions of both pictures, as the specification does with
-        plain HOG; what all regions share then says nothing.
+      centred: features less their mean over the regions of both pictures, which stands in for the published
+        whitening (see `descriptors`); SCNet's own embeddings do without.
 
     Raises:
       ConfigError: an unknown matcher.

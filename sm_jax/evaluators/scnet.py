@@ -88,10 +88,10 @@ def method(config: Any) -> tuple[Callable[[Any], correspondence.Match], str]:
         "embedding": correspondence_methods.embedding(net),
     }[options.features]
     start = correspondence_methods.untrained(
-        options.method, describe, proposals, centred=options.get("centred", False)
+        options.method, describe, proposals, centred=options.get("centred", True)
     )
     features = "HOG" if options.features == "hog" else f"{net.backbone} {options.features}"
-    centred = ", centred" if options.get("centred", False) else ""
+    centred = "" if options.get("centred", True) else ", not centred"
     return start, f"{options.method.upper()} {features}{centred}, {regions}"
 
 
