@@ -5,7 +5,8 @@
 A ROW is METHOD:FEATURES, for example
 
     nam:hog phm:hog lom:hog        Proposal Flow on plain HOG
-    lom:resnet50 lom:vgg16-tv-conv43@vgg16    on a trunk's pooled features; before @ the weights, if not the usual
+    lom:resnet50 lom:googlenet-4d  on a trunk's pooled features
+    lom:vgg16-tv-conv43@vgg16      from weights other than its usual ones
     lom:resnet50+centred           features less their mean over both pictures
     model:RUN,RUN,...              SCNet trained with leave_out, each RUN on the category that it left out
     lom:RUN,RUN,...                LOM on the embedding of such runs

@@ -16,7 +16,7 @@ Arguments follow a colon and are separated by commas, for example `configs/scnet
   leave_out=NAME    train on all categories but this one and evaluate on it ("car" of "car(S)"); how
                     PF-WILLOW, which has no training pairs, is trained on
   variant=NAME      A, AG (default) or AG+
-  start=RUN         a trained run or file to start from; AG+ starts from a trained A, whose embedding it copies
+  start=RUN         a trained run or file to start from; AG+ starts from an A, whose embedding it copies
   schedule=NAME     of AG+: freeze_a (default; only the geometry embedding learns), alternate, joint
   backbone=NAME     vgg16, resnet50 (default), resnet101, googlenet-4d, googlenet-4e, googlenet-5b
   weights=NAME      of the backbone: registered name or path; "" for the usual ones of each

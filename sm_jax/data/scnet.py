@@ -1,8 +1,8 @@
 """Training batches of SCNet: pictures with their regions, and the labelled pairs of them.
 
 The trunk is frozen, so that batches hold its feature maps (`training.trunk`), not pixels. `BatchBuilder[k]`
-is a pure function of (pairs, options, seed, k), like that of os2d. NumPy only. Source: SCNet (ICCV 2017), sec. 4
-and its published code: one pair per step, all pairs in a new order every epoch, each also mirrored.
+is a pure function of (pairs, options, seed, k), like that of os2d. NumPy only. Source: SCNet (ICCV 2017),
+sec. 4 and its published code: one pair per step, all pairs in a new order every epoch, each also mirrored.
 """
 
 import logging

@@ -1,16 +1,19 @@
 """SCNet, or an untrained method in its place, on the pairs of a data set; see `correspondence`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sm_jax import data as data_lib
 from sm_jax.data import scnet
-from sm_jax.data.sources.pair_records import KeypointPair, PairList, check_overlap
+from sm_jax.data.sources import mask_pairs
+from sm_jax.data.sources.pair_records import PairList, check_overlap
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.evaluators import correspondence, correspondence_methods
 from sm_jax.evaluators.correspondence import ALPHAS, CorrespondenceEvaluator
+from sm_jax.evaluators.mask_transfer import MaskEvaluator
 from sm_jax.systems.scnet import model
 
 NORMS = {"PF-PASCAL": ("scnet224",), "PF-WILLOW": ("bbox",)}
@@ -18,8 +21,8 @@ NORMS = {"PF-PASCAL": ("scnet224",), "PF-WILLOW": ("bbox",)}
 MODEL = "model"
 
 
-def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator]:
-    """An evaluator for each split of `config.eval.splits`.
+def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator | MaskEvaluator]:
+    """An evaluator for each split of `config.eval.splits`; of Caltech-101 and PASCAL-Parts one, "test".
 
     Args:
       config: the whole config; read are `model`, `data` and of `eval`: `method` ("model", or "nam", "phm",
@@ -32,6 +35,11 @@ def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator]:
     """
     options = config.eval
     start, name = method(config)
+    path = Path(config.data.source).expanduser()
+    if mask_pairs.is_caltech(path) or mask_pairs.is_parts(path):
+        read = mask_pairs.read_caltech if mask_pairs.is_caltech(path) else mask_pairs.read_parts
+        pairs = subset(read(path), options.get("max_pairs", 0))
+        return {"test": MaskEvaluator(start, pairs, name=name, progress=progress)}
     trained = options.method == MODEL or options.features == "embedding"
     found = {}
     for split in options.splits:
@@ -92,7 +100,7 @@ def norms(pairs: PairList) -> tuple[str, ...]:
     return NORMS.get(pairs.kind, ("bbox",))
 
 
-def subset(pairs: PairList, count: int) -> list[KeypointPair]:
+def subset(pairs: Sequence[Any], count: int) -> list[Any]:
     """At most `count` evenly spaced pairs; 0: all.
 
     Raises:
