@@ -143,11 +143,10 @@ class Matcher:
           predictor: describes and matches regions.
           method: one of `predict.METHODS`.
           proposals: regions per image.
-          proposal_method, seed: of `sm_jax.proposals.propose`.
+          proposal_method, seed: of `sm_jax.proposals.propose`; regions computed elsewhere go to `match`.
           notes: lines that say where the weights came from.
         """
-        if method not in predict.METHODS:
-            raise ConfigError(f"method: {method!r} is none of {', '.join(predict.METHODS)}")
+        predictor.check(method)
         if isinstance(proposals, bool) or not isinstance(proposals, int) or proposals < 1:
             raise ConfigError(f"proposals: {proposals!r} is not a whole number from 1 up")
         self.notes, self.method, self.proposals = list(notes), method, proposals
@@ -187,6 +186,7 @@ class Matcher:
         """
         points = _points(points)
         method = self.method if method is None else method
+        self._predictor.check(method)
         sides, works, whole = [], [], []
         for name, picture, boxes in (("source", source, source_boxes), ("target", target, target_boxes)):
             label = str(picture) if isinstance(picture, (str, os.PathLike)) else name

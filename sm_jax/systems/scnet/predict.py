@@ -117,6 +117,13 @@ class Predictor:
         self._describe = jax.jit(describe)
         self._match = {method: jax.jit(functools.partial(self._scores, method)) for method in METHODS}
 
+    def check(self, method: str) -> None:
+        """Raise `ConfigError` for an unknown method, or one that the model cannot do."""
+        if method not in METHODS:
+            raise ConfigError(f"method: {method!r} is none of {', '.join(METHODS)}")
+        if method == "ag+" and not (self._features == "embedding" and self.config.variant == "AG+"):
+            raise ConfigError("method: 'ag+' needs weights of an AG+ model; take ag, or lom")
+
     def describe(self, image: np.ndarray, boxes: np.ndarray) -> Side:
         """Vectors of the boxes of a picture.
 
@@ -155,10 +162,7 @@ class Predictor:
         Raises:
           ConfigError: an unknown method, or one that the model cannot do.
         """
-        if method not in METHODS:
-            raise ConfigError(f"method: {method!r} is none of {', '.join(METHODS)}")
-        if method == "ag+" and "geometry" not in source.vectors:
-            raise ConfigError("method: 'ag+' needs weights of an AG+ model; take ag, or lom")
+        self.check(method)
         rows = max(len(source.frame_boxes), len(target.frame_boxes))
         sides = [_padded(side, rows) for side in (source, target)]
         boxes = [side.frame_boxes for side in sides]
