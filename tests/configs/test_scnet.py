@@ -1,11 +1,13 @@
 """The scnet config: the published constants, its arguments, and what follows from the data."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from configs import scnet
 from sm_jax import data, evaluators, systems
+from sm_jax.data import preview_command
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.systems.scnet.model import ModelConfig
 from sm_jax.systems.scnet.objective import ObjectiveConfig
@@ -105,3 +107,9 @@ def test_what_cannot_be_is_one_line(arg, message):
     with pytest.raises((ConfigError, DataError), match=message.replace("+", r"\+")):
         config = scnet.get_config(arg)
         data.make_pairs(config.data, "train")
+
+
+def test_pairs_have_no_sheet(tmp_path):
+    asked = SimpleNamespace(config=f"{scnet.__file__}:runlocal", folder=str(tmp_path), split="train", n=1)
+    with pytest.raises(ConfigError, match=r"evaluate.py draws"):
+        preview_command._of_config(asked)
