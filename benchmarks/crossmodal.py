@@ -13,8 +13,6 @@ modules; "tuned" the same with channels last and, in inference, folded norms. Py
 
 import argparse
 import functools
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +21,13 @@ from typing import Any
 if not __package__:  # python benchmarks/crossmodal.py
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks import measure, report
-from benchmarks.os2d import numbers, settle
+from benchmarks import measure
+from benchmarks.commandline import add_common, chosen, collect, finish, numbers, settle
+from benchmarks.measure import Row
 from sm_jax.errors import ConfigError, run_main
 
 SECTIONS = ("features", "inference", "phrases", "training")
 CHUNKS = {"cpu": 4, "cuda": 32}
-Row = dict[str, Any]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="The cross-modal detector in jax against the same in PyTorch.",
     )
     add = result.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of both frameworks")
-    add("--sections", default=",".join(SECTIONS), help=f"comma-separated, of {','.join(SECTIONS)}")
+    add_common(add, SECTIONS)
     add("--size", type=int, default=512, help="side of the scenes in pixels, a multiple of 32, at least 192")
     add("--widths", type=numbers(int), default=(256, 96), help="of the RPN and the proposal encoder")
     add("--phrases", type=numbers(int), default=(1, 10, 100), help="against kept proposals of one scene")
@@ -48,12 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, default=32, help="confident anchors of a scene, before suppression")
     add("--train-images", type=int, default=8, help="batch of a step that trains everything")
     add("--stored-images", type=int, default=32, help="batch of a step on stored features")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the features")
-    add("--tf32", action="store_true", help="allow TF32 in both frameworks (GPU); otherwise full float32")
     add("--backbone", default="mobilenetv2-tv", help="weights: registry name or path, '' random")
-    add("--rounds", type=int, default=9, help="rounds of every comparison; at least 7 for figures to report")
-    add("--threads", type=int, default=0, help="of PyTorch; 0: as many as there are cores for this process")
-    add("--json", metavar="FILE", help="write everything here too")
     return result
 
 
@@ -68,7 +60,7 @@ class Run:
         from benchmarks import crossmodal_subjects as subjects
 
         self.options, self.subjects = options, subjects
-        self.clock = "cpu" if options.device == "cpu" else "wall"
+        self.clock = measure.clock(options.device)
         self.batch = options.batch or CHUNKS[options.device]
         self.facts = {"size": (options.size,) * 2, "width": width}
         self.detection = functools.cache(lambda images: subjects.detect(self.peers, images))
@@ -85,22 +77,9 @@ class Run:
 
     def time(self, what: str, calls: dict, program: measure.Program, *, images: int, **facts: Any) -> Row:
         """One row: times of all `calls`, ratios of ours to the others, images per second."""
-        times = measure.interleave(calls, rounds=self.options.rounds)
-        shown = {name: t.summary() for name, t in times.items()}
-        others = [name for name in times if name != "ours"]
-        return {
-            "what": what,
-            **self.facts,
-            "images": images,
-            **facts,
-            "times": shown,
-            "ratio": {name: measure.ratio(times, "ours", name, clock=self.clock) for name in others},
-            "images_per_second": {
-                name: 1e3 * images / t[f"{self.clock}_median_ms"] for name, t in shown.items()
-            },
-            "compile_s": program.compile_seconds,
-            "temp_mb": None if program.temp_bytes is None else program.temp_bytes / 1e6,
-        }
+        options = {"rounds": self.options.rounds, "clock": self.clock}
+        facts = {**self.facts, "images": images, **facts, **measure.compiler_facts(program)}
+        return measure.compare(what, calls, **options, **facts)
 
     def features(self) -> Iterator[Row]:
         """The backbone on one scene and on a batch."""
@@ -155,43 +134,31 @@ class Run:
             }
             row = self.time(what, calls, program, images=images, agreement=agreement)
             if options.device == "cpu":
-                extra = {name: measure.peak_extra(call) for name, call in calls.items()}
-                row["extra_mb"] = {name: None if v is None else v / 1e6 for name, v in extra.items()}
+                row["extra_mb"] = measure.extra_megabytes(calls)
             yield row
 
 
 def run(options: argparse.Namespace) -> dict:
     """Measure, print as results come, and return everything."""
-    sections = options.sections.split(",")
-    unknown = [name for name in sections if name not in SECTIONS]
-    if unknown:
-        raise ConfigError(f"--sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
+    sections = chosen(options.sections, SECTIONS)
     if options.size % 32 or options.size < 192:
         raise ConfigError(f"--size: {options.size} must be a multiple of 32 and at least 192")
     settle(options)
-    facts = measure.environment(options.device)
-    report.environment(facts, vars(options))
-    rows = []
+    return collect(options, _rows(options, sections))
+
+
+def _rows(options: argparse.Namespace, sections: list[str]) -> Iterator[Row]:
     for number, width in enumerate(options.widths):
         state = Run(options, width)
         for name in sections:
-            if number and name in ("features", "phrases"):
-                continue  # the same at every width
-            for row in getattr(state, name)():
-                report.row(row, clock=state.clock)
-                rows.append(row)
-    report.footnotes("cpu" if options.device == "cpu" else "wall")
-    facts["load_average_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"environment": facts, "options": vars(options), "rows": rows}
+            if not number or name not in ("features", "phrases"):  # those are the same at every width
+                yield from getattr(state, name)()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     options = parser().parse_args(arguments)
-    result = run(options)
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1))
-    return 0
+    return finish(options, run(options))
 
 
 if __name__ == "__main__":

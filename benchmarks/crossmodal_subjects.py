@@ -17,13 +17,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import torch_crossmodal as peer
 from benchmarks.measure import Call, Program, compiled
+from benchmarks.peers import NAMES, OnDevice, jax_call
 from benchmarks.training import trainer_step
 from configs.crossmodal import get_config
 from sm_jax import data, weights
 from sm_jax.systems.crossmodal import model, objective, predict
-
-NAMES = ("ours", "eager", "tuned")
-TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def make_config(*, images: int, side: int, width: int, trainable: str = "all", dtype: str) -> ConfigDict:
@@ -59,7 +57,7 @@ def make_variables(config: model.ModelConfig, backbone: str) -> Any:
 
 
 @dataclasses.dataclass
-class Peers:
+class Peers(OnDevice):
     """One set of weights in all implementations, and pictures.
 
     Attributes:
@@ -79,36 +77,10 @@ class Peers:
     images: np.ndarray
     tokens: np.ndarray
 
-    def to_torch(self, array: Any) -> torch.Tensor:
-        """On PyTorch's device; maps (4 axes) become NCHW."""
-        array = np.asarray(array)
-        array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
-        return torch.from_numpy(np.array(array, order="C")).to(self.device)
-
-    def torch_call(self, function: Callable[[], Any]) -> Call:
-        """A call without autograd."""
-
-        def run():
-            with torch.inference_mode(), self.precision():
-                return function()
-
-        return Call(run, self.wait)
-
-    def precision(self):
-        """Autocast to the type of the features."""
-        kind = TORCH_TYPES[self.config.dtype]
-        return torch.autocast(self.device, dtype=kind, enabled=kind != torch.float32)
-
-    def wait(self, handle: Any) -> Any:
-        """Until PyTorch's device is done."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return handle
-
-
-def jax_call(function: Callable[[], Any]) -> Call:
-    """A call of ours: dispatch, then wait for the result."""
-    return Call(function, jax.block_until_ready)
+    @property
+    def autocast(self) -> str:
+        """PyTorch computes in the type of our features."""
+        return self.config.dtype
 
 
 def make(

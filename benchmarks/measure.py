@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+Row = dict[str, Any]
 SHORTEST = 2e-3  # seconds; shorter calls are repeated within one measurement
 
 
@@ -85,6 +86,27 @@ def ratio(times: Mapping[str, Times], ours: str, other: str, *, clock: str) -> f
     return statistics.median(a / b for a, b in pairs)
 
 
+def clock(device: str) -> str:
+    """The clock that ratios use: "cpu" on a CPU, "wall" on a GPU."""
+    return "cpu" if device == "cpu" else "wall"
+
+
+def compare(what: str, calls: Mapping[str, Call], *, rounds: int, clock: str, **facts: Any) -> Row:
+    """One row: the times of all `calls` and, where one is "ours", the ratios of ours to the others.
+
+    With `images` among the `facts`, also images per second of each.
+    """
+    times = interleave(calls, rounds=rounds)
+    row: Row = {"what": what, **facts, "times": {name: t.summary() for name, t in times.items()}}
+    if "ours" in times:
+        row["ratio"] = {name: ratio(times, "ours", name, clock=clock) for name in times if name != "ours"}
+    if "images" in facts:
+        row["images_per_second"] = {
+            name: 1e3 * facts["images"] / shown[f"{clock}_median_ms"] for name, shown in row["times"].items()
+        }
+    return row
+
+
 class Program(NamedTuple):
     """A compiled jax function: `call(*args)`, seconds to trace and compile, and temporary bytes (or None)."""
 
@@ -102,6 +124,18 @@ def compiled(function: Callable[..., Any], *args: Any, **jit_options: Any) -> Pr
     seconds = time.perf_counter() - start
     analysis = program.memory_analysis()
     return Program(program, seconds, None if analysis is None else int(analysis.temp_size_in_bytes))
+
+
+def compiler_facts(program: Program) -> Row:
+    """Of a row: seconds to compile, and temporary megabytes (None where unknown)."""
+    bytes_used = program.temp_bytes
+    return {"compile_s": program.compile_seconds, "temp_mb": None if bytes_used is None else bytes_used / 1e6}
+
+
+def extra_megabytes(calls: Mapping[str, Call]) -> dict[str, float | None]:
+    """`peak_extra` of each call in megabytes."""
+    extra = {name: peak_extra(call) for name, call in calls.items()}
+    return {name: None if value is None else value / 1e6 for name, value in extra.items()}
 
 
 def peak_extra(call: Call) -> int | None:

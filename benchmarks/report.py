@@ -2,6 +2,9 @@
 
 from typing import Any
 
+HEADING = ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width")
+HEADING += ("requests", "fusion")
+
 
 def environment(facts: dict[str, Any], options: dict[str, Any]) -> None:
     """What ran where."""
@@ -22,7 +25,7 @@ def row(values: dict[str, Any], *, clock: str) -> None:
     parts = [values["what"]]
     if "size" in values:
         parts.append("{1} x {0}".format(*values["size"]))
-    for name in ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width"):
+    for name in HEADING:
         if name in values:
             parts.append(f"{name} {values[name]}")
     print(", ".join(parts))

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import flops, measure, subjects, suppression, training
-from benchmarks.measure import Call, Times
+from benchmarks.measure import Call, Row
+from benchmarks.peers import NAMES
 from benchmarks.subjects import Level, Peers
-
-Row = dict[str, Any]
 
 
 class Run:
@@ -23,33 +22,26 @@ class Run:
 
     def __init__(self, options: Any, peers: Peers):
         self.options, self.peers = options, peers
-        self.clock = "cpu" if options.device == "cpu" else "wall"
+        self.clock = measure.clock(options.device)
         height, width = options.height, options.width
         sizes = subjects.predict.pyramid_sizes((height, width), options.scales)
         self.levels = [subjects.make_level(peers, size) for size in sizes]
 
     def time(self, what: str, calls: dict[str, Call], *, work: float = 0.0, **facts: Any) -> Row:
         """One row: times of all `calls`, ratios of ours to the others, shares of the peak for `work` FLOP."""
-        times = measure.interleave(calls, rounds=self.options.rounds)
-        row: Row = {"what": what, **facts, "times": {name: t.summary() for name, t in times.items()}}
-        if "ours" in times:
-            others = [name for name in times if name != "ours"]
-            row["ratio"] = {name: measure.ratio(times, "ours", name, clock=self.clock) for name in others}
+        row = measure.compare(what, calls, rounds=self.options.rounds, clock=self.clock, **facts)
         if work and self.options.peak:
             row["flop"] = work
-            row["share_of_peak"] = {name: self._share(work, t) for name, t in times.items()}
+            row["share_of_peak"] = {name: self._share(work, t) for name, t in row["times"].items()}
         return row
 
-    def _share(self, work: float, times: Times) -> float:
-        seconds = times.summary()[f"{self.clock}_median_ms"] / 1e3
+    def _share(self, work: float, times: dict[str, float]) -> float:
+        seconds = times[f"{self.clock}_median_ms"] / 1e3
         return work / seconds / (self.options.peak * 1e12)
 
     def extra_memory(self, calls: dict[str, Call]) -> dict[str, float | None]:
         """Megabytes on top of what is resident, per implementation (a CPU's)."""
-        if self.options.device != "cpu":
-            return {}
-        extra = {name: measure.peak_extra(call) for name, call in calls.items()}
-        return {name: None if value is None else value / 1e6 for name, value in extra.items()}
+        return measure.extra_megabytes(calls) if self.options.device == "cpu" else {}
 
     # sections
 
@@ -102,7 +94,7 @@ class Run:
 
     def pyramid(self) -> Iterator[Row]:
         """All levels with the largest number of classes: features, head, and both."""
-        classes, names = max(self.options.classes), list(subjects.NAMES)
+        classes, names = max(self.options.classes), list(NAMES)
         heads = [subjects.head(self.peers, level, classes, self.options.chunk) for level in self.levels]
         all_heads = [part.calls for part in heads]
         all_features = [subjects.features(self.peers, level) for level in self.levels]

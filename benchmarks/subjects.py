@@ -1,7 +1,6 @@
 """The same network, weights and pictures for ours and for PyTorch, and the calls that are compared."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +13,11 @@ from benchmarks import material
 from benchmarks import torch_os2d as eager
 from benchmarks import torch_tuned as tuned
 from benchmarks.measure import Call, Program, compiled
+from benchmarks.peers import TORCH_TYPES, OnDevice, jax_call
 from sm_jax.data.transforms import normalize
 from sm_jax.systems.os2d import model, predict
 from sm_jax.weights import formats
 from sm_jax.weights.io import flatten
-
-TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NAMES = ("ours", "eager", "tuned")
 
 
 class Level(NamedTuple):
@@ -46,7 +43,7 @@ class Level(NamedTuple):
 
 
 @dataclasses.dataclass
-class Peers:
+class Peers(OnDevice):
     """One set of weights in all implementations.
 
     Attributes:
@@ -69,31 +66,6 @@ class Peers:
     @property
     def head_type(self) -> torch.dtype:
         return TORCH_TYPES[self.config.head_dtype]
-
-    def to_torch(self, array: Any) -> torch.Tensor:
-        """NHWC of ours to NCHW float32 on PyTorch's device."""
-        nchw = np.moveaxis(np.asarray(array, np.float32), -1, 1)
-        return torch.from_numpy(np.ascontiguousarray(nchw)).to(self.device)
-
-    def torch_call(self, function: Callable[[], Any]) -> Call:
-        """A call without autograd."""
-
-        def run():
-            with torch.inference_mode():
-                return function()
-
-        return Call(run, self.wait)
-
-    def wait(self, handle: Any) -> Any:
-        """Until PyTorch's device is done."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return handle
-
-
-def jax_call(function: Callable[[], Any]) -> Call:
-    """A call of ours: dispatch, then wait for the result."""
-    return Call(function, jax.block_until_ready)
 
 
 def make(

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import torch_os2d as eager
 from benchmarks.measure import Call, Program, compiled
-from benchmarks.subjects import Level, Peers, jax_call
+from benchmarks.peers import jax_call
+from benchmarks.subjects import Level, Peers
 from sm_jax import boxes as box_ops
 from sm_jax.ops.nms import nms, nms_chunked
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from benchmarks import torch_os2d as eager
 from benchmarks.material import cut_out
 from benchmarks.measure import Call, Program, compiled
-from benchmarks.subjects import Peers, jax_call
+from benchmarks.peers import jax_call
+from benchmarks.subjects import Peers
 from configs.os2d import get_config
 from sm_jax import boxes as box_ops
 from sm_jax import systems

@@ -13,11 +13,11 @@ Arguments follow a colon and are separated by commas, for example `configs/cross
   data=PATH         your own pictures and phrases: a JSON file (docs/own-data.md); its training phrases give
                     the vocabulary. Or "shapes" (default), "shelves" (phrases about generated photo scenes)
   backbone=NAME     registry name or path of the backbone weights (default: mobilenetv2-tv); "random" for
-                    none, and then all of it trains
+                    none, and then all of it trains. mobilenetv2-tf gets the padding that it needs
   trainable=WHAT    of the backbone: all, lastN (the last N of its 19 units) or heads (nothing of it)
   epochs=N          default 10 (2 with runlocal); the rate falls by a tenth every 3 epochs, as in the paper
   steps=N           stop after so many steps instead
-  batch=N           images of a batch (32)
+  batch=N           images of a batch (32; 4 with runlocal)
   p_absent=P        share of training scenes in which nothing is what the phrase asks for (0.1: a model that
                     never saw such a scene has never learnt to find nothing; 0 with `full`, as in the paper)
   p_union=P         share of phrases about two kinds ("the red circles and the squares"; 0)
@@ -25,11 +25,17 @@ Arguments follow a colon and are separated by commas, for example `configs/cross
   holdout=A+B       never ask for these in training, for example holdout=blue_triangle+red_square; evaluated
                     apart, as "pairs" (none for shapes; shelves hold some out by themselves)
 
+The last four are about generated phrases: p_absent and holdout of shapes and shelves, the others of shapes.
+
 Expected of the default on its 500 test scenes (2 cores of an AMD EPYC, 39 minutes, and 13 for the stored
 features): all proposals P .986, R .998, IoU .911; aligned P .993, R 1.000, IoU .917; alignment 1.000.
 The paper, on its own scenes: P .932, R .862, IoU .759; P .948, R .966, IoU .767; .996. docs/crossmodal.md
 says what differs.
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -38,7 +44,11 @@ from sm_jax.data import GENERATED
 from sm_jax.errors import ConfigError
 
 EPOCHS, EPOCHS_RUNLOCAL = 10, 2
+BATCH, BATCH_RUNLOCAL = 32, 4
 EPOCHS_PER_DROP = 3
+P_ABSENT = 0.1
+GENERATED_PHRASES = ("p_absent", "p_union", "long_forms", "holdout")
+TENSORFLOW = "mobilenetv2-tf"
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -51,21 +61,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "trainable": "",
         "epochs": EPOCHS,
         "steps": 0,
-        "batch": 32,
-        "p_absent": -1.0,
+        "batch": BATCH,
+        "p_absent": None,
         "p_union": 0.0,
         "long_forms": False,
         "holdout": "",
     }
     args = parse_arg(arg, **defaults)
     if args.runlocal:
-        args = parse_arg(arg, **defaults | {"epochs": EPOCHS_RUNLOCAL})
-    for name in ("epochs", "batch"):
-        if args[name] < 1:
-            raise ConfigError(f"{name}={args[name]}: must be at least 1")
+        args = parse_arg(arg, **defaults | {"epochs": EPOCHS_RUNLOCAL, "batch": BATCH_RUNLOCAL})
+    _check(args, defaults)
     config = _published()
     config.data.source = args.data
-    p_absent = args.p_absent if args.p_absent >= 0 else (0.0 if args.full else 0.1)
+    p_absent = args.p_absent
+    if p_absent is None:
+        p_absent = 0.0 if args.full else P_ABSENT
     config.data.shapes.update(p_absent=p_absent, p_union=args.p_union, long_forms=args.long_forms)
     config.data.shelf_phrases.p_absent = p_absent
     held = tuple(pair.replace("_", " ") for pair in args.holdout.split("+") if pair)
@@ -73,6 +83,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if held:
         config.data.shelf_phrases.holdout_pairs = held
     config.init.backbone = "" if args.backbone == "random" else args.backbone
+    if _of_tensorflow(args.backbone):
+        config.model.padding = "tf_same"
     config.batch_size = args.batch
     if not args.full:
         _two_cores(config)
@@ -88,11 +100,40 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if config.data.source == "shelves":
         # The best of these overlaps an object of the scenes by 0.66, that of a lone 64 px square by 0.45.
         config.model.update(anchor_sizes=(72.0, 112.0), anchor_aspects=(0.75, 1.5))
-    config.data.cache_trunk &= config.model.trainable != "all" and bool(config.init.backbone)
+    config.data.cache_trunk &= config.model.trainable != "all"
     _by_data(config, epochs=args.epochs)
     if args.steps:
         config.steps = args.steps
     return config
+
+
+def _check(args: ConfigDict, defaults: Mapping[str, Any]) -> None:
+    """`ConfigError` for values that make no sense, and for arguments that would do nothing."""
+    for name in ("epochs", "batch"):
+        if args[name] < 1:
+            raise ConfigError(f"{name}={args[name]}: must be at least 1")
+    if args.steps < 0:
+        raise ConfigError(f"steps={args.steps}: must not be negative")
+    if args.p_absent is not None and not (isinstance(args.p_absent, int | float) and 0 <= args.p_absent <= 1):
+        raise ConfigError(f"p_absent={args.p_absent}: must be a number between 0 and 1")
+    known = {"shapes": GENERATED_PHRASES, "shelves": ("p_absent", "holdout")}.get(args.data, ())
+    for name in GENERATED_PHRASES:
+        if name not in known and args[name] != defaults[name]:
+            raise ConfigError(f"{name}: does nothing with data={args.data}; leave it out")
+    if args.backbone in ("", "random") and args.trainable not in ("", "all"):
+        raise ConfigError(
+            f"trainable={args.trainable}: would freeze random units, which teach nothing; leave it out with "
+            "backbone=random"
+        )
+
+
+def _of_tensorflow(backbone: str) -> bool:
+    """Whether the weights are TensorFlow's, by their name or that of their file."""
+    if not Path(backbone).suffix:
+        return backbone == TENSORFLOW
+    from sm_jax.weights.registry import REGISTRY  # brings jax
+
+    return Path(backbone).name in REGISTRY[TENSORFLOW].files
 
 
 def _published() -> ConfigDict:
@@ -235,7 +276,7 @@ def _two_cores(config: ConfigDict) -> None:
 
 def _runlocal(config: ConfigDict) -> None:
     """Everything once, on small pictures of a few shapes."""
-    config.update(batch_size=4, log_every=2, eval_first=True)
+    config.update(log_every=2, eval_first=True)
     config.model.update(rpn_width=32, proposal_width=32, image_size=(192, 192), trainable="last2")
     config.data.shapes.update(num_train=16, num_val=4, num_test=4, image_size=(192, 192), count=(2, 4))
     config.data.shelves.update(num_train=16, num_val=4, num_test=4)

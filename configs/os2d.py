@@ -45,6 +45,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         steps=0,
         size=240,
     )
+    if args.steps < 0:
+        raise ConfigError(f"steps={args.steps}: must not be negative")
     config = _published()
     _recipe(config, args.recipe, args.transform)
     if args.table1 != -1:

@@ -53,19 +53,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = _published()
     config.data.update(source=args.data, train_split=args.train)
     config.model.fusion = args.fusion
-    config.objective.loss = args.loss
     if not args.full:
         _two_cores(config)
     if args.runlocal:
         _runlocal(config)
+    config.objective.loss = args.loss
+    if args.loss == "detectnet":  # which has a normaliser of its own
+        config.objective.update(rect_obj_norm=False, rect_weight=None)
     config.init.backbone = "" if args.backbone == "random" else args.backbone
     if not config.init.backbone:
         config.model.trainable = "all"  # frozen random features would teach nothing
     if args.trainable:
         config.model.trainable = args.trainable
+    if not config.init.backbone and config.model.trainable != "all":
+        raise ConfigError(
+            f"trainable={args.trainable}: branches that stay random teach nothing; leave it out"
+        )
     config.data.cache_trunk &= config.model.trainable != "all"
     config.data.fixed_crops &= config.data.cache_trunk
-    if args.size >= 0:
+    if args.size != -1:
+        if args.size < 0:
+            raise ConfigError(f"size={args.size}: must be positive, or 0 for pictures as they are")
         config.data.object_size = max(args.size, 1)
         config.data.scale = 0.0 if args.size else 1.0
     if args.data != "shelves":
@@ -95,12 +103,19 @@ def _published() -> ConfigDict:
                 "fusion": "product_aligned",
                 "head_relu": False,
                 "dropout": 0.4,
+                "prior": 0.05,
                 "image_size": (512, 512),
                 "request_size": (128, 128),
                 "trainable": "all",
                 "dtype": "float32",
             },
-            "objective": {"loss": "ssm", "sem_weight": 1.0, "rect_obj_norm": False, "small_wins": True},
+            "objective": {
+                "loss": "ssm",
+                "sem_weight": 1.0,
+                "rect_weight": None,
+                "rect_obj_norm": False,
+                "small_wins": True,
+            },
             "init": {"backbone": "", "model": ""},
             "data": {
                 "source": "shelves",
@@ -185,13 +200,23 @@ def _published() -> ConfigDict:
 
 
 def _two_cores(config: ConfigDict) -> None:
-    """Small pictures and stored features, for 2 CPU cores."""
+    """Small pictures of few, large objects and stored features, for 2 CPU cores."""
     config.update(steps=600, batch_size=16, log_every=25, eval_every=200)
-    config.model.update(image_size=(256, 256), request_size=(64, 64), trainable="5a")
-    config.objective.rect_obj_norm = True
-    config.data.update(object_size=80.0, fixed_crops=True, cache_trunk=True, views=2, requests_per_class=6)
-    config.data.shelves.update(num_train=1500, num_val=60, num_test=60, num_seen=60, num_classes=600)
-    config.optim.update(name="adamw", lr=5e-4, clip_norm=10.0, schedule="cosine", warmup=50)
+    config.model.update(image_size=(256, 256), request_size=(64, 64), trainable="5a", dropout=0.2)
+    config.objective.update(rect_obj_norm=True, rect_weight=10.0)
+    config.data.update(object_size=98.0, fixed_crops=True, cache_trunk=True, views=2, requests_per_class=6)
+    config.data.shelves.update(
+        num_train=1500,
+        num_val=60,
+        num_test=60,
+        num_seen=60,
+        num_classes=600,
+        image_size=(384, 384),
+        object_size=(130.0, 230.0),
+        classes_per_scene=(2, 4),
+        objects=(2, 6),
+    )
+    config.optim.update(name="adamw", lr=1.5e-4, clip_norm=10.0, schedule="cosine", warmup=20)
     config.checkpoint.every = 200
     config.eval.requests.max_requests = 5
 

@@ -56,13 +56,14 @@ def _say(line: str) -> None:
 def _search(arguments, say) -> tuple[dict[str, Any], int]:
     """(document, exit status)."""
     model = _model(arguments)
+    _check_numbers(arguments)
     images = files(arguments.image, what="--image")
     bank, queries, notes = None, [], []
     if arguments.bank is not None:
         bank = RequestBank.load(arguments.bank)
     else:
         queries = _phrases(arguments) if model == "crossmodal" else files(arguments.query, what="--query")
-    labels = _labels(arguments.label, len(queries), "phrases" if model == "crossmodal" else "queries")
+    labels = _labels(arguments.label, len(queries), phrases=model == "crossmodal")
     out = output_folder(arguments.out)
     weights = api.SYSTEMS[model] if arguments.weights is None else arguments.weights
     options = {"transform": arguments.transform or ""} if model == "os2d" else {}
@@ -75,8 +76,6 @@ def _search(arguments, say) -> tuple[dict[str, Any], int]:
     for note in [*detector.notes, *(f"note: {line}" for line in notes)]:
         print(note, file=sys.stderr)
     threshold = detector.threshold if arguments.threshold is None else arguments.threshold
-    if not math.isfinite(threshold):
-        raise ConfigError(f"--threshold: must be a finite number, not {threshold}")
     search = _search_phrases if model == "crossmodal" else _search_pictures
     overlays = Overlays(out, taken=[*images, *(Path(request.source) for request in bank if request.source)])
     entries, errors = [], []
@@ -167,6 +166,15 @@ def _is_given(arguments, name: str) -> bool:
     return value is not None and value is not False
 
 
+def _check_numbers(arguments) -> None:
+    """`ConfigError` that names the option, before anything is read."""
+    for option, value in (("--max", arguments.max), ("--top-k", arguments.top_k)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: must be 1 or more, not {value}")
+    if arguments.threshold is not None and not math.isfinite(arguments.threshold):
+        raise ConfigError(f"--threshold: must be a finite number, not {arguments.threshold}")
+
+
 def _phrases(arguments) -> list[str]:
     """Those of --text, then one for each line of --text-file that is not blank."""
     phrases = _readable(arguments.text or [], "--text")
@@ -195,11 +203,13 @@ def _readable(texts: list[str], option: str) -> list[str]:
     return list(texts)
 
 
-def _labels(labels: list[str] | None, count: int, what: str) -> list[str] | None:
+def _labels(labels: list[str] | None, count: int, *, phrases: bool) -> list[str] | None:
     _readable(labels or [], "--label")
     if labels is not None and len(labels) not in (1, count):
+        one, many = ("phrase", "phrases") if phrases else ("query", "queries")
         raise ConfigError(
-            f"--label: {len(labels)} names for {count} {what}; give one for each, or one for all"
+            f"--label: {len(labels)} names for {count} {one if count == 1 else many}; give one for each, or "
+            "one for all"
         )
     return labels * count if labels is not None and len(labels) == 1 else labels
 

@@ -19,7 +19,7 @@ from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.crossmodal import model as crossmodal
 from sm_jax.systems.crossmodal.predict import Predictor, ProposalOptions
-from sm_jax.text import Tokenizer
+from sm_jax.text import COMMANDS, Tokenizer, words
 
 THRESHOLD = 0.5
 """Source: Ferreira et al. 2023, where it is used throughout."""
@@ -99,10 +99,12 @@ class PhraseDetector:
           threshold: score that detections of these phrases must exceed, whatever `detect` is told.
 
         Warns:
-          UserWarning: words that the model does not know, in a phrase of which it knows others.
+          UserWarning: words that the model does not know, in a phrase of which it knows others; a phrase of
+            nothing but articles and commands.
 
         Raises:
-          TextError: a phrase that is empty, too long, or of which no word is known; ConfigError: no phrase,
+          TextError: a phrase that is empty, too long, or of which the model knows no word, or only articles
+            and commands; ConfigError: no phrase,
             labels that do not fit, a threshold that is no number.
         """
         if threshold is not None and math.isnan(threshold):
@@ -247,7 +249,8 @@ def _labelled(texts, labels, tokenizer: Tokenizer | None) -> list[tuple[str, str
         names = given if labels is None else list(map(str, labels))
         if len(names) != len(given):
             raise ConfigError(
-                f"labels: {len(names)} for {len(given)} phrases; give one for each, or one for all"
+                f"labels: {len(names)} for {len(given)} phrase{'s' * (len(given) != 1)}; give one for each, "
+                "or one for all"
             )
         pairs = list(zip(names, given, strict=True))
     if not pairs:
@@ -258,6 +261,8 @@ def _labelled(texts, labels, tokenizer: Tokenizer | None) -> list[tuple[str, str
             tokenizer.check(text)
             if unknown := tokenizer.unknown(text):
                 warnings.warn(_ignored(text, unknown), stacklevel=3)
+            elif COMMANDS.issuperset(words(text)):
+                warnings.warn(f"phrase {text[:60]!r}: no word of it says what to find", stacklevel=3)
         checked.append((" ".join(str(label).split()), text))
     return checked
 

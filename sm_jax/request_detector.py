@@ -20,7 +20,7 @@ from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.ssm import model as ssm
 from sm_jax.systems.ssm.postprocess import METHODS
-from sm_jax.systems.ssm.predict import Predictor, check_image, prepare_request
+from sm_jax.systems.ssm.predict import Kept, Predictor, check_image, prepare_request
 
 THRESHOLD = 0.5
 """Of coverage. Source: the released script (SSM specification, sec. 5.1)."""
@@ -63,6 +63,7 @@ class RequestDetector:
         self._config, self._variables = config, variables
         self._predictor = Predictor(config, chunk=batch, **options)
         self._fingerprint = ""
+        self._last: tuple[RequestBank | None, Kept | None] = (None, None)
 
     @property
     def compiles(self):
@@ -157,9 +158,7 @@ class RequestDetector:
         if postprocess not in METHODS:
             raise ConfigError(f"postprocess: {postprocess!r} is none of {', '.join(METHODS)}")
         options = Options(bank, threshold, max_detections, iou, postprocess)
-        requests = np.concatenate([request.template for request in bank])
-        requests = requests if self._config.aligned else requests[:, 0, 0]
-        found = []
+        requests, found = self._kept(bank), []
         for group in _grouped(self._windows(images, tiles, options), self.batch):
             stack = transforms.bgr_minus_mean(np.stack([picture for _, _, picture in group]))
             features = self._predictor.features(self._variables, stack)
@@ -171,6 +170,14 @@ class RequestDetector:
             if progress is not None:
                 progress("windows", search.done, search.windows)
         return found
+
+    def _kept(self, bank: RequestBank) -> Kept:
+        """The requests of `bank` on the device, where they stay while one bank (immutable) is searched."""
+        if self._last[0] is not bank:
+            requests = np.concatenate([request.template for request in bank])
+            requests = requests if self._config.aligned else requests[:, 0, 0]
+            self._last = bank, self._predictor.keep(requests)
+        return self._last[1]
 
     def _requests(self, group: Sequence[QueryPicture], threshold: float | None) -> list[Request]:
         size = self._config.request_size

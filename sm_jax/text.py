@@ -15,6 +15,9 @@ from sm_jax.errors import ConfigError, TextError
 
 PAD, ENC, UNK = 0, 1, 2
 RESERVED = 3  # tokens before the first word
+LENGTH = 16  # tokens of a phrase, unless a model has another number
+COMMANDS = frozenset("a all an and are find for i look me see show the to want where".split())
+"""Words of a request that do not say what to find."""
 _SHOWN = 60  # characters of a phrase that an error message repeats
 
 # Scripts written without spaces: every character counts as a word.
@@ -45,7 +48,7 @@ class Tokenizer:
       ConfigError: an entry of the vocabulary that is not one word, or a length without room for a word.
     """
 
-    def __init__(self, vocabulary: Iterable[str], length: int = 16):
+    def __init__(self, vocabulary: Iterable[str], length: int = LENGTH):
         self.vocabulary = tuple(sorted(set(vocabulary)))
         self.length = int(length)
         for word in self.vocabulary:
@@ -56,7 +59,7 @@ class Tokenizer:
         self._numbers = {word: RESERVED + i for i, word in enumerate(self.vocabulary)}
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], *, length: int = 16) -> "Tokenizer":
+    def from_texts(cls, texts: Iterable[str], *, length: int = LENGTH) -> "Tokenizer":
         """A tokenizer that knows every word of `texts`."""
         return cls({word for text in texts for word in words(text)}, length)
 
@@ -87,7 +90,8 @@ class Tokenizer:
         """`text` itself, if it says something to a model with this vocabulary.
 
         Raises:
-          TextError: not a string, no words, too many words, or none that is known.
+          TextError: not a string, no words, too many words, none that is known, or beside unknown ones only
+            articles and commands (`COMMANDS`).
         """
         if not isinstance(text, str):
             raise TextError(f"a phrase must be text, not {type(text).__name__}")
@@ -98,8 +102,14 @@ class Tokenizer:
             raise TextError(
                 f"phrase {_short(text)}: {len(found)} words, the model reads at most {self.length - 1}"
             )
-        if len(self.unknown(text)) == len(set(found)):
+        unknown = self.unknown(text)
+        if len(unknown) == len(set(found)):
             raise TextError(f"phrase {_short(text)}: the model knows none of its words; {self._known()}")
+        if unknown and COMMANDS.union(unknown).issuperset(found):
+            raise TextError(
+                f"phrase {_short(text)}: the model knows none of its words that say what to find; "
+                f"{self._known()}"
+            )
         return text
 
     def _known(self) -> str:

@@ -35,6 +35,10 @@ class Network:
             return middle
         return np.tile(middle[:, None, None], (1, *self.config.request_cells, 1))
 
+    def keep(self, requests):
+        self.calls.append(("keep", len(requests)))
+        return requests
+
     def search(self, variables, features, requests):
         self.calls.append(("search", (len(features), len(requests))))
         wanted = requests.mean(axis=(1, 2)) if self.config.aligned else requests

@@ -249,7 +249,7 @@ def test_case_punctuation_and_spaces_do_not_matter(detector, image):
         ({"threshold": float("nan")}, "threshold must be a number"),
         ({"max_detections": 0}, "max_detections and top_k 1 or more"),
         ({"top_k": 0}, "max_detections and top_k 1 or more"),
-        ({"labels": ["a", "b"]}, "labels: 2 for 1 phrases"),
+        ({"labels": ["a", "b"]}, "labels: 2 for 1 phrase;"),
     ],
 )
 def test_bad_options_are_one_line(detector, image, options, line):

@@ -137,6 +137,15 @@ def test_nothing_found_is_an_empty_result(detector, image):
     assert found.to_dict()["detections"] == [] and found.draw(image).size
 
 
+def test_a_bank_goes_to_the_device_once(image):
+    detector = make()
+    bank = detector.encode([query("red"), query("green")])
+    for _ in range(3):
+        detector.detect(image, bank)
+    detector.detect(image, detector.encode(query("blue")))
+    assert [call for call in detector._predictor.calls if call[0] == "keep"] == [("keep", 2), ("keep", 1)]
+
+
 def test_batches_change_nothing_but_the_number_of_calls(image):
     images = [image, image[:, ::-1], np.zeros((40, 300, 3), np.uint8), image[:100], image]
     one, many = make(batch=1), make(batch=4)

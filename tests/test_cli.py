@@ -122,13 +122,20 @@ def test_inputs_are_never_overwritten(place, capsys):
         (["--image", "a.png", "--query", "folder"], "error: --query: folder is a folder without pictures"),
         (
             ["--image", "a.png", "--query", "thing.png", "--label", "x", "y"],
-            "error: --label: 2 names for 1 queries",
+            "error: --label: 2 names for 1 query;",
         ),
         (
             ["--image", "a.png", "--query", "thing.png", "--out", "a.png"],
             "error: --out: a.png cannot be made",
         ),
-        (["--image", "a.png", "--query", "thing.png", "--max", "0"], "error: max_detections must be 1"),
+        (
+            ["--image", "a.png", "--query", "thing.png", "--max", "0"],
+            "error: --max: must be 1 or more, not 0",
+        ),
+        (
+            ["--image", "nowhere.png", "--query", "thing.png", "--threshold", "nan"],
+            "error: --threshold: must be a finite number, not nan",
+        ),
         (["--image", "a.png", "--query", "thing.png", "--scales", "-1"], "error: scales: "),
     ],
 )

@@ -166,6 +166,19 @@ def test_words_that_are_not_known_are_a_note(place, capsys):
     assert len(json.loads(out)["images"][0]["detections"]) == 1
 
 
+def test_numbers_are_checked_before_the_weights_are_loaded(place, capsys, monkeypatch):
+    monkeypatch.setattr(api, "load", None)
+    for option, value in (("--max", "0"), ("--top-k", "0"), ("--threshold", "nan"), ("--threshold", "inf")):
+        assert cli.main(["detect", "--image", "a.png", "--text", "red", option, value]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {option}: must be ")
+
+
+def test_a_phrase_of_nothing_but_commands_is_a_note(place, capsys):
+    assert cli.main(["detect", "--image", "a.png", "--text", "the", "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note == "phrase 'the': no word of it says what to find"
+
+
 def test_who_finds_nothing_is_told_the_best_score(place, capsys):
     command = ["detect", "--image", "a.png", "--text", "red", "--threshold", "0.95"]
     assert cli.main(command) == 0
@@ -201,8 +214,8 @@ def test_the_best_of_all_phrases(place, capsys):
         (["--text", "red", "--rotations"], "--rotations: an option of os2d"),
         (["--text", "red", "--iou", "0"], "--iou: an option of os2d"),
         (["--query", "a.png", "--top-k", "1"], "--top-k: an option of crossmodal, not of os2d"),
-        (["--text", "red", "--top-k", "0"], "top_k 1 or more"),
-        (["--text", "red", "--label", "a", "b"], "--label: 2 names for 1 phrases"),
+        (["--text", "red", "--top-k", "0"], "--top-k: must be 1 or more, not 0"),
+        (["--text", "red", "--label", "a", "b"], "--label: 2 names for 1 phrase;"),
         (["--text-file", "nowhere.txt"], "--text-file: nowhere.txt cannot be read"),
         (["--text-file", "a.png"], "--text-file: a.png is not text in UTF-8"),
         (["--text-file", "blank.txt"], "--text-file: there is no phrase in blank.txt"),

@@ -1,8 +1,9 @@
-"""`Detections` from the raw arrays of the predictor."""
+"""`Detections` and `PhraseDetections` from the raw arrays of their predictors."""
 
 import numpy as np
+import pytest
 
-from sm_jax.detections import Detections
+from sm_jax.detections import Detections, PhraseDetections
 from sm_jax.requests import Request, RequestBank
 
 
@@ -44,3 +45,19 @@ def test_best_first_over_labels():
     got = Detections.build((9, 9), found, bank, request_of, view_of)
     assert got.labels == ["b", "a", "a"] and got.queries.tolist() == [1, 0, 0]
     assert [d["score"] for d in got.to_dict()["detections"]] == [0.9, 0.5, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "limits", "expected"),
+    [(0.5, {}, [1, 2, 0, 3]), (0.6, {}, [1, 2, 0]), (0.6, {"top_k": 2}, [1, 2]), (0.9, {}, []),
+     (0.5, {"max_detections": 3}, [1, 2, 0]), (-1.0, {}, [1, 2, 0, 3, 4])],
+)  # fmt: skip
+def test_the_answer_to_one_phrase(threshold, limits, expected):
+    """Best product of conf and align first, of equals the first; limits after the threshold."""
+    conf, align = np.float32([0.9, 0.8, 0.8, 0.6, 0.99]), np.float32([[0.7, 0.9, 0.9, 0.95, 0.1]])
+    boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
+    bank = RequestBank([Request("a", np.zeros(3, np.float32), text="a")])
+    options = {"threshold": threshold, "max_detections": 100, "top_k": None} | limits
+    found = PhraseDetections.build((90, 90), boxes, conf, align, bank, **options)
+    assert (found.boxes[:, 0] / 4).tolist() == expected and found.proposals == 5
+    np.testing.assert_allclose(found.scores, (conf * align[0])[expected])

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sm_jax import text
+from sm_jax.data.shapes import grammar
 from sm_jax.errors import ConfigError, SmJaxError, TextError
-from sm_jax.text import ENC, PAD, UNK, Tokenizer
+from sm_jax.text import COMMANDS, ENC, PAD, UNK, Tokenizer
 
 WORDS = ("red", "find", "all", "the", "circles")
 
@@ -84,6 +85,7 @@ def test_every_text_encodes(phrase):
         (" ?! ", "no words"),
         ("red " * 10_000, "10000 words, the model reads at most 15"),
         ("yellow stars", "knows none of its words; it knows all, circles, find, red, the"),
+        ("Find the yellow stars", "knows none of its words that say what to find; it knows all, circles"),
         ("желтые\nзвезды\ud800", "knows none"),
         (None, "must be text, not NoneType"),
         (7, "must be text, not int"),
@@ -101,7 +103,13 @@ def test_what_can_be_read_is_given_back():
     tokenizer = Tokenizer(WORDS)
     assert tokenizer.check("a RED thing") == "a RED thing"
     assert tokenizer.check("red " * 15) == "red " * 15
+    assert tokenizer.check("find all") == "find all"  # a model may have learnt what that means
     assert "and 5 more" in _message(lambda: Tokenizer([f"w{i}" for i in range(25)]).check("x"))
+
+
+def test_commands_are_those_of_the_packaged_model():
+    assert {word for frame in grammar.FRAMES for word in frame.split()} | {"the", grammar.AND} < COMMANDS
+    assert not COMMANDS & {*grammar.COLOURS, *grammar.SHAPES, *grammar.GENERIC}
 
 
 @pytest.mark.parametrize("word", ["", "two words", "Red", "stop!", "a-b"])

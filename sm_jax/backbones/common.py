@@ -16,6 +16,8 @@ from sm_jax.backbones.channels import moments
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
+DTYPES = ("float32", "float16", "bfloat16")
+"""Types that a model's activations can have."""
 
 
 def halve(size):

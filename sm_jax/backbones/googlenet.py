@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sm_jax.backbones.common import convolve
+from sm_jax.backbones.once import compute_once
 from sm_jax.errors import ConfigError
 from sm_jax.ops.lrn import lrn
 
@@ -205,7 +206,8 @@ class GoogLeNet(nn.Module):
             else:
                 x = Inception(MODULES[stage], name=f"inception_{stage}")(x)
             stages[stage] = x
-            x = lrn(x) if stage == "conv2" else x
+            # Stored: XLA for CPU would normalise again in every window of the pooling that sees the cell.
+            x = compute_once(lrn(x)) if stage == "conv2" else x
             pool = POOLS.get(stage)
             if pool in self.pools:
                 x = stages[f"pool{pool}"] = max_pool(x)

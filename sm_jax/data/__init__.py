@@ -125,7 +125,7 @@ def make_encoder(config: Any, train: PhraseSource | None = None) -> Any:
       ConfigError, DataError.
     """
     from sm_jax.data.phrases import SentenceVectors
-    from sm_jax.text import Tokenizer
+    from sm_jax.text import LENGTH, Tokenizer
 
     model = config.model
     if model.get("text_encoder", "transformer") == "features":
@@ -136,7 +136,7 @@ def make_encoder(config: Any, train: PhraseSource | None = None) -> Any:
     words = tuple(model.get("vocabulary", ()))
     if not words:
         words = (make_phrase_source(config.data, "train") if train is None else train).vocabulary
-    return Tokenizer(words, model.get("text_length", 16))
+    return Tokenizer(words, model.get("text_length", LENGTH))
 
 
 def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
@@ -216,9 +216,10 @@ def _crossmodal_builder(config: Any, **process: Any) -> Any:
     unread = sorted(set(source.vocabulary) - set(getattr(encoder, "vocabulary", source.vocabulary)))
     if unread:
         _log.warning(
-            "training phrases: %d words that model.vocabulary lacks are read as unknown (%s); name the data "
-            "as an argument of the config, which takes its words",
+            "training phrases: %d word%s that model.vocabulary lacks will be read as unknown (%s); name the "
+            "data as an argument of the config, which takes its words",
             len(unread),
+            "s" * (len(unread) != 1),
             ", ".join(unread[:10]) + (", ..." if len(unread) > 10 else ""),
         )
     return crossmodal.BatchBuilder(source, options, encoder, **process)

@@ -183,9 +183,10 @@ def print_findings(report: Any, console: Console) -> None:
             text = finding.detail if finding.where in finding.detail else f"{finding.where}: {finding.detail}"
             console.print(f"  {text}", markup=False, soft_wrap=True)
         if count > SHOWN:
-            console.print(f"  ... and {count - SHOWN} more")
+            console.print(f"  ... and {count - SHOWN} more (--json prints all)")
     total = len(report.problems)
-    console.print("no problems found" if not total else f"{total} problems found", style="bold")
+    count = f"{total or 'no'} problem{'s' * (total != 1)}"
+    console.print(f"{count} found", style="bold")
 
 
 def _picture_problem(picture) -> str:

@@ -13,11 +13,10 @@ import numpy as np
 
 from sm_jax import text
 from sm_jax.data import images, order, transforms
+from sm_jax.data.order import MAX_REPLACEMENTS, SKIPPED
 from sm_jax.data.phrases import PhraseSource
 from sm_jax.errors import ConfigError, DataError, ImageError
 
-MAX_REPLACEMENTS = 10
-SKIPPED = "skipped"  # transport key, taken out by `finish`
 _ROW = 1  # random stream of a row; purpose 0 is the order of an epoch
 
 

@@ -48,6 +48,8 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _ORIENTATION_TAG = 0x0112
+# Keys of Pillow's `info` of a PNG that `getexif` takes the orientation from; XMP has it as tiff:Orientation.
+_SAYS_ORIENTATION = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _TIFF_SIZE_TAGS = 256, 257  # width, height
 _UNTURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -115,7 +117,8 @@ def image_size(
     """`(height, width)` from the header alone; arguments and errors as `read_image`."""
     with _opened(path_or_bytes, max_pixels, name) as (image, _):
         width, height = _stored_size(image)
-        return (width, height) if orient and _orientation(image) >= 5 else (height, width)
+        turned = orient and _may_have_exif(image) and _orientation(image) >= 5
+        return (width, height) if turned else (height, width)
 
 
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
@@ -206,6 +209,24 @@ def _orientation(image: Image.Image) -> int:
     except _DECODE_ERRORS:
         return 1  # a damaged EXIF block says nothing
     return orientation if 1 <= orientation <= 8 else 1
+
+
+def _may_have_exif(image: Image.Image) -> bool:
+    """Whether to ask for it: Pillow decodes a PNG to look behind its pixels, where hardly any has it."""
+    if image.format != "PNG" or not _SAYS_ORIENTATION.isdisjoint(image.info):
+        return True
+    position, behind = image.fp.tell(), False
+    try:
+        image.fp.seek(8)
+        while len(head := image.fp.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if behind and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            behind |= kind == b"IDAT"
+            image.fp.seek(length + 4, os.SEEK_CUR)  # the content and its checksum
+        return False
+    finally:
+        image.fp.seek(position)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

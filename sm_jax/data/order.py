@@ -1,6 +1,12 @@
-"""Which examples belong to batch k, and the random streams of batches: pure functions of a seed."""
+"""What batches of all systems share: which examples belong to batch k, random streams, unreadable pictures.
+
+The functions are pure functions of a seed.
+"""
 
 import numpy as np
+
+MAX_REPLACEMENTS = 10  # tries to find another picture
+SKIPPED = "skipped"  # key under which a batch carries what could not be read; taken out by `finish`
 
 _EPOCH = 0  # the random stream of the order of an epoch; other purposes take other numbers
 

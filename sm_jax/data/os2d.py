@@ -13,11 +13,10 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.data import images, order, transforms
+from sm_jax.data.order import MAX_REPLACEMENTS, SKIPPED
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError, ImageError
 
-MAX_REPLACEMENTS = 10
-SKIPPED = "skipped"  # transport key, taken out by `finish`
 # What a random stream is for; each is seeded by (seed, purpose, batch, row), so that a row does not depend on
 # the others or on how many processes share the work; purpose 0 is the order of an epoch.
 _BATCH, _IMAGE, _QUERY = range(1, 4)

@@ -20,7 +20,7 @@ from sm_jax.data.sources import phrase_json
 from sm_jax.data.sources.base import usable_boxes
 from sm_jax.data.sources.phrase_json import PhraseRecord
 
-TEXT_LENGTH, IMAGE_SIZE = 16, (512, 512)  # tokens that the default model reads, ENC included; its pictures
+IMAGE_SIZE = (512, 512)  # of the default model's pictures
 SHARES = (0.1, 0.5, 0.9)
 
 
@@ -99,7 +99,7 @@ def check(path: str | Path) -> PhraseReport:
     findings += _unseen_words(records, set(words))
     every = [phrase for members in records.values() for record in members for phrase in record.phrases]
     longest = max(1 + len(text.words(phrase)) for phrase in every)
-    if longest > TEXT_LENGTH:
+    if longest > text.LENGTH:
         detail = f"the longest phrase needs {longest} tokens: set model.text_length={longest}"
         findings.append(Finding("long phrase", str(path), detail, problem=False))
     if train and all(record.matches.any(axis=1).all() for record in train):
@@ -129,7 +129,8 @@ def print_report(report: PhraseReport, *, console: Console | None = None) -> Non
         table.add_row(escape(name), *map(str, counts), f"{entry.meant:.0%}")
     console.print(table)
     shown = " ".join(report.words[:40]) + (" ..." if len(report.words) > 40 else "")
-    console.print(f"{len(report.words)} words in the training phrases: {shown}", markup=False, soft_wrap=True)
+    count = f"{len(report.words)} word{'s' * (len(report.words) != 1)}"
+    console.print(f"{count} in the training phrases: {shown}", markup=False, soft_wrap=True)
     if report.sizes:
         shares = ", ".join(f"{share:.0%}" for share in SHARES)
         sizes = ", ".join(f"{size:.0f}" for size in report.sizes)

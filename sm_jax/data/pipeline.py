@@ -117,7 +117,7 @@ class TrainIterator:
                 self.close()
                 raise DataError(
                     f"{len(reasons)} of {total} {kind}s cannot be read, more than "
-                    f"{MAX_SKIPPED_SHARE:.0%}; the first: {reasons[0]}; `sm-jax data check` lists them"
+                    f"{MAX_SKIPPED_SHARE:.0%}; the first: {reasons[0]}; `sm-jax data check --json` lists them"
                 )
 
 

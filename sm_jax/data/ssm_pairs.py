@@ -85,7 +85,7 @@ class CropList:
             picture = instances.cut(self._source.image(found.index), box)
         else:
             picture = self._source.query(int(self._labels[row - len(self._rows)]))
-        picture = geometry.letterbox(picture, self._options.request_size)
+        picture, _, _ = transforms.letterbox_centred(picture, self._options.request_size, fill=geometry.GREY)
         mirrored = bool(rng.random() < 0.5 and self._options.flips)
         return transforms.flip(picture, np.zeros((0, 4), np.float32), horizontal=mirrored)[0]
 

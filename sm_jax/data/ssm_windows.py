@@ -10,7 +10,6 @@ import numpy as np
 
 from sm_jax import boxes as box_ops
 from sm_jax.data import images, transforms
-from sm_jax.data.crossmodal import fit
 
 GREY = 127  # of padding: what the network subtracts from every channel
 SHIFT = 32  # pixels that an augmented window may leave the picture by
@@ -109,18 +108,6 @@ def jitter(rng: np.random.Generator, box: np.ndarray, share: float) -> np.ndarra
     """`box` (4,) with every edge moved by up to `share` of its side, either way; f32 (4,)."""
     sides = np.tile(box[2:] - box[:2], 2)
     return (box + rng.uniform(-share, share, 4) * sides).astype(np.float32)
-
-
-def letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A uint8 picture scaled, up or down, to fit into `size` (h, w), centred on grey; uint8 (h, w, 3).
-
-    Source: the published sample pair (SSM specification, section 0).
-    """
-    (height, width), _ = fit(image.shape[:2], size)
-    canvas = np.full((*size, 3), GREY, np.uint8)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    canvas[top : top + height, left : left + width] = images.resize(image, (height, width))
-    return canvas
 
 
 def _factor(size: tuple[int, int], scaled: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
 
-SYSTEMS = ("os2d", "crossmodal", "scnet")
+OWN = {"os2d": "os2d", "crossmodal": "crossmodal", "scnet": "scnet", "ssm": "requests"}
+"""The module that evaluates a system where `eval.protocol` asks for nothing else."""
 PROTOCOLS = ("default", "requests")
 Progress = Callable[[Iterable, str], Iterable]
 
@@ -62,6 +63,6 @@ def _of(config: Any) -> Any:
         raise ConfigError(f"eval.protocol: {protocol!r} is none of {', '.join(PROTOCOLS)}")
     if protocol == "requests":
         return importlib.import_module("sm_jax.evaluators.requests")
-    if config.system not in SYSTEMS:
+    if config.system not in OWN:
         raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
-    return importlib.import_module(f"sm_jax.evaluators.{config.system}")
+    return importlib.import_module(f"sm_jax.evaluators.{OWN[config.system]}")

@@ -155,16 +155,17 @@ def absent_ratios(conf: np.ndarray, align: np.ndarray, *, threshold: float = 0.5
 
 
 def summarize(units: Sequence[Mapping[str, Ratio]]) -> dict[str, Summary]:
-    """Every metric of the units; `negatives`, if it is there, becomes `majority`."""
+    """Every metric of the units; `negatives`, if it is there, becomes `majority`, whose mean and ratio of the
+    sums are each of the constant answer that does better by it."""
     units = list(units)
     result = {}
     for name in dict.fromkeys(name for unit in units for name in unit):
         ratios = np.array([unit[name] for unit in units if name in unit], np.float64).reshape(-1, 2)
+        summary = _summary(ratios)
         if name == "negatives":
-            name = "majority"
-            if ratios[:, 0].sum() * 2 < ratios[:, 1].sum():  # "aligned" is the more frequent answer
-                ratios[:, 0] = ratios[:, 1] - ratios[:, 0]
-        result[name] = _summary(ratios)
+            mean, micro = (max(share, 1 - share) for share in summary[:2])  # "not aligned", or "aligned"
+            name, summary = "majority", summary._replace(mean=mean, micro=micro)
+        result[name] = summary
     return result
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sm_jax.evaluators import request_search as searching
+from sm_jax.data.instances import cut
 from sm_jax.evaluators.request_metrics import ClassScore
 
 IMAGES = 3  # searched images beside each request
@@ -99,7 +99,7 @@ def examples(evaluator: Any, label: int, path: Path) -> None:
     for row, (kind, position) in enumerate(requests._asdict().items()):
         candidate, score = evaluator.candidates[position], evaluator.scores["leave-one-out"][position]
         title = f"{kind}: precision {score.point.precision:.2f}, recall {score.point.recall:.2f}"
-        picture = searching.crop(evaluator.source.image(candidate.instance.index), candidate.instance.box)
+        picture = cut(evaluator.source.image(candidate.instance.index), candidate.instance.box)
         _picture(figure, (2, columns, row * columns + 1), picture).set_title(title, fontsize=9)
         for column, index in enumerate(shown[row], 2):
             axes = _picture(figure, (2, columns, row * columns + column), evaluator.source.image(index))

@@ -7,6 +7,7 @@ import numpy as np
 
 from sm_jax.data import Source
 from sm_jax.data import images as pictures
+from sm_jax.data.instances import Instance, cut
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.evaluators import request_search as searching
 from sm_jax.evaluators.damaged import Damaged
@@ -37,7 +38,7 @@ class Ranked(NamedTuple):
     ap: float
     threshold: float
     point: Point
-    instance: searching.Instance | None
+    instance: Instance | None
     number: int
 
 
@@ -119,7 +120,7 @@ def rank_requests(
         if given:
             number, _, picture = given[position]
         else:
-            number, picture = -1, searching.crop(source.image(own), candidate.instance.box)
+            number, picture = -1, cut(source.image(own), candidate.instance.box)
         ranked.setdefault(names[candidate.label], []).append(
             Ranked(
                 picture=picture,

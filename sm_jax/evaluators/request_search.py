@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.data import Source, order
+from sm_jax.data.instances import Instance, cut
 from sm_jax.errors import ImageError
 from sm_jax.evaluators.damaged import Damaged
 from sm_jax.evaluators.request_matchers import Encoded, Matcher
@@ -14,24 +15,6 @@ from sm_jax.evaluators.request_metrics import Outcome, match
 SHOWN = 20  # best detections whose boxes are kept, for pictures
 _PARTS, _REQUESTS, _NEGATIVES = 0, 1, 2  # random streams
 Progress = Callable[[Iterable, str], Iterable]
-
-
-class Instance(NamedTuple):
-    """One annotated object.
-
-    Attributes:
-      index: of its image in the source.
-      box_index: of its box in the image's annotation.
-      label: class index.
-      box: (4,) float32 xyxy pixels.
-      image_id: of its image.
-    """
-
-    index: int
-    box_index: int
-    label: int
-    box: np.ndarray
-    image_id: str
 
 
 class Scene(NamedTuple):
@@ -70,13 +53,6 @@ def instances(source: Source, indices: Iterable[int], *, min_side: float) -> lis
             if not difficult and min(box[2] - box[0], box[3] - box[1]) >= min_side:
                 listed.append(Instance(index, number, int(label), box, entry["image_id"]))
     return listed
-
-
-def crop(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The pixels of `image` (h, w, 3) that `box` touches."""
-    left, top = np.maximum(np.floor(box[:2]), 0).astype(int)
-    right, bottom = np.ceil(box[2:]).astype(int)
-    return image[top:bottom, left:right].copy()
 
 
 def split(count: int, *, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -150,7 +126,7 @@ def encode(
                 image = source.image(instance.index)
             if image is None:  # of which the first request told
                 continue
-            encoded = matcher.encode(variables, crop(image, instance.box))
+            encoded = matcher.encode(variables, cut(image, instance.box))
         except ImageError as error:
             name = source.class_names[instance.label]
             refused.append(f"request {name} in {instance.image_id}, box {instance.box_index}: {error}")

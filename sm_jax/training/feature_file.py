@@ -154,7 +154,7 @@ class FeatureFile:
                 if len(damaged) > MAX_SKIPPED_SHARE * count:  # as the batches count them
                     raise DataError(
                         f"more than 1 % of the {self._what} cannot be read ({error}); "
-                        "`sm-jax data check` lists them"
+                        "`sm-jax data check --json` lists them"
                     ) from None
                 return np.zeros((*self._size, 3), np.float32)
 

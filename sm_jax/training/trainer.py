@@ -77,6 +77,8 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
       Interrupted: a signal came before there was anything to save.
     """
     parts = parts or default_parts()
+    if config.steps < 0:
+        raise ConfigError(f"steps={config.steps}: must not be negative")
     folder = rundir.prepare(workdir)
     sharding.start_distributed(config)
     devices = describe_devices()

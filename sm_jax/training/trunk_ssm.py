@@ -1,7 +1,7 @@
 """The frozen stages of SSM's two branches, and the files of their features; see `trunk`.
 
-There are two lists of pictures, the fixed windows and the fixed request crops of `data.fixed_crops`, and a file
-for each.
+There are two lists of pictures, the fixed windows and the fixed request crops of `data.fixed_crops`, and a
+file for each.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class Trunk:
     """See `trunk.Trunk`.
 
     Attributes:
+      pairs: the sampler, with the lists of windows and crops.
       files: of the features, by branch ("image", "request").
     """
 
@@ -50,8 +51,8 @@ class Trunk:
             shapes = {name: leaf for name, leaf in shapes.items() if name.split("/")[1] != "head"}
         self.variables, name = trunk.load(shapes, config.get("init", {}), backbone="googlenet-bvlc")
         self.weights_hash = self.hash_of(self.variables)
-        builder = ssm.BatchBuilder(source, options, seed=config.seed)
-        lists = {"image": builder.pairs.windows, "request": builder.pairs.crops}
+        self.pairs = ssm.BatchBuilder(source, options, seed=config.seed).pairs
+        lists = {"image": self.pairs.windows, "request": self.pairs.crops}
         drawn = dataclasses.asdict(options) | {"batch_size": 0, "positive_share": 0, "seed": config.seed}
         pictures = trunk.data_hash(config.data, source, drawn)
         sizes = {"image": options.image_size, "request": options.request_size}

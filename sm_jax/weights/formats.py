@@ -23,7 +23,6 @@ from sm_jax.weights.vgg import VGG
 
 Tensors = Mapping[str, np.ndarray]
 
-IMAGENET_STD = (0.229, 0.224, 0.225)
 OS2D_EXTRACTOR = "net_feature_maps."
 OS2D_DUPLICATE = "net_label_features.net_class_features."
 OS2D_TRANSFORM = "os2d_head_creator.aligner.parameter_regressor."
@@ -113,7 +112,7 @@ def fold_input(kernel: np.ndarray, *, pixel_std=(1.0, 1.0, 1.0), to_bgr255: bool
     kernel = np.asarray(kernel, np.float32) * (255.0 / np.asarray(pixel_std, np.float32)).reshape(1, 3, 1, 1)
     if to_bgr255:
         kernel = kernel[:, ::-1]
-    return np.ascontiguousarray(kernel * np.asarray(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1))
+    return np.ascontiguousarray(kernel * np.asarray(mobilenet.STD, np.float32).reshape(1, 3, 1, 1))
 
 
 def _with_folded_input(converted: Converted, **options) -> Converted:

@@ -67,7 +67,7 @@ def test_the_default_trains_the_last_units_on_stored_features():
         ("trainable=all", "all", False),
         ("trainable=last1", "last1", True),
         ("backbone=random", "all", False),
-        ("backbone=random,trainable=last2", "last2", False),
+        ("backbone=random,trainable=all", "all", False),
         ("full,trainable=last2", "last2", False),
     ],
 )
@@ -88,6 +88,8 @@ def test_steps_and_epochs():
     assert config.steps == 875 and config.optim.milestones == (375, 750)
     assert crossmodal.get_config("steps=5").steps == 5
     # 16 scenes in batches of 4: 2 epochs by themselves, and as many as are asked for.
+    assert crossmodal.get_config("runlocal,batch=8").batch_size == 8
+    assert crossmodal.get_config("runlocal,batch=8").steps == 2 * 2
     for arg, epochs in (("runlocal", 2), ("runlocal,epochs=10", 10), ("epochs=3,runlocal", 3)):
         assert crossmodal.get_config(arg).steps == 4 * epochs
 
@@ -131,16 +133,47 @@ def test_words_that_the_vocabulary_lacks_are_told(caplog):
     assert not caplog.records
     config.data.shapes.long_forms = True  # too late: the words were taken before
     data.make_train_iterator(config)
-    assert "2 words that model.vocabulary lacks are read as unknown (colored, that)" in caplog.text
+    assert "2 words that model.vocabulary lacks will be read as unknown (colored, that)" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "arg", ["data=/nothing.json", "epochs=0", "batch=0", "p_absent=2", "holdout=blue_cat"]
-)
+    "arg",
+    [
+        "data=/nothing.json", "epochs=0", "batch=0", "steps=-3", "holdout=blue_cat",
+        "p_absent=2", "p_absent=-0.5", "p_absent=nan", "p_absent=some",
+        "backbone=random,trainable=last2", "backbone=,trainable=heads",
+        "data=shelves,p_union=0.1", "data=shelves,long_forms",
+        "data=x.json,p_union=0.1", "data=x.json,long_forms", "data=x.json,p_absent=0",
+        "data=x.json,holdout=a_b",
+    ],
+)  # fmt: skip
 def test_wrong_arguments_are_one_line(arg):
     with pytest.raises((ConfigError, DataError)) as error:
         crossmodal.get_config(arg)
     assert "\n" not in str(error.value)
+    last = arg.split(",")[-1].partition("=")[0]
+    assert last in str(error.value) or last == "data"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "padding"),
+    [
+        ("mobilenetv2-tf", "tf_same"),
+        ("weights/mobilenetv2-tf.safetensors", "tf_same"),
+        ("mobilenetv2-tv", "torch"),
+        ("mine.safetensors", "torch"),
+    ],
+)
+def test_weights_of_tensorflow_get_its_padding(backbone, padding):
+    assert crossmodal.get_config(f"backbone={backbone}").model.padding == padding
+
+
+def test_the_longer_run_from_random_weights():
+    config = crossmodal.get_config("full,backbone=random,epochs=30")
+    config.optim.schedule = "cosine"
+    rate = optim.make_schedule(config.optim, config.steps)
+    assert config.steps == 3750 and float(rate(jnp.int32(0))) == pytest.approx(0.01)
+    assert float(rate(jnp.int32(1875))) == pytest.approx(0.005) and float(rate(jnp.int32(3750))) < 1e-6
 
 
 def test_names_of_results_are_known_before_the_first_evaluation():

@@ -100,7 +100,9 @@ def test_every_column_of_table_1(column):
     assert config.data.mining == mining and config.steps == 200_000
 
 
-@pytest.mark.parametrize("arg", ["table1=12", "table1=-2", "table1=0,recipe=v2", "recipe=v3", "stepz=3"])
+@pytest.mark.parametrize(
+    "arg", ["table1=12", "table1=-2", "table1=0,recipe=v2", "recipe=v3", "stepz=3", "steps=-3"]
+)
 def test_wrong_arguments_are_one_line(arg):
     with pytest.raises(ConfigError) as error:
         os2d.get_config(arg)

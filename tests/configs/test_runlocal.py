@@ -11,11 +11,17 @@ from PIL import Image
 from tests.goldens import ROOT
 
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"})
-RESULT = {"os2d": "val/mAP@0.50", "crossmodal": "val/AP@0.50", "scnet": "val/PCR_AuC"}
+RESULT = {
+    "os2d": "val/mAP@0.50",
+    "crossmodal": "val/AP@0.50",
+    "scnet": "val/PCR_AuC",
+    "ssm": "val/unseen/average_mAP",
+}
 REQUEST = {
     "os2d": ["detect", "--image", "PICTURE", "--query", "query.png"],
     "crossmodal": ["detect", "--image", "PICTURE", "--text", "the red circles", "find all squares"],
     "scnet": ["match", "--source", "PICTURE", "--target", "query.png", "--points", "20,20"],
+    "ssm": ["detect", "--image", "PICTURE", "--model", "ssm", "--query", "query.png"],
 }
 
 

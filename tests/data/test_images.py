@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from sm_jax.data import images
 from sm_jax.errors import ImageError
@@ -271,3 +271,24 @@ def test_resize():
     np.testing.assert_array_equal(images.resize(_gradient(), (7, 9), "lanczos"), expected)
     with pytest.raises(ImageError):
         images.resize(_gradient(), (0, 9))
+
+
+def test_the_size_of_a_png_needs_no_pixels_but_its_orientation(monkeypatch):
+    """EXIF may stand before the pixels or behind them, and XMP may say it as well."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    stored = {}
+    for name, options in (("plain", {}), ("before", {"exif": exif}), ("xmp", {"pnginfo": xmp})):
+        stored[name] = _encode(Image.new("RGB", (40, 30)), "PNG", **options)
+    start = stored["before"].index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(stored["before"][start : start + 4], "big")
+    stored["behind"] = stored["plain"][:-12] + stored["before"][start:end] + stored["plain"][-12:]
+    for name, size in (("plain", (30, 40)), ("before", (40, 30)), ("behind", (40, 30)), ("xmp", (40, 30))):
+        assert images.image_size(stored[name]) == images.read_image(stored[name]).shape[:2] == size
+        assert images.image_size(stored[name], orient=False) == (30, 40)
+    for cut in range(60, len(stored["plain"]), 7):  # damaged behind the header
+        assert images.image_size(stored["plain"][:cut]) == (30, 40)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert images.image_size(stored["plain"]) == (30, 40) and images.image_size(stored["before"]) == (40, 30)

@@ -99,7 +99,29 @@ def test_files_that_cannot_be_checked_are_one_line(tmp_path, capsys):
     assert "bad.json: not valid JSON" in capsys.readouterr().err
     path = document(tmp_path, [entry(0, image="photos/0.png", phrases=[])])
     assert cli.main(["data", "check", str(path)]) == 2
-    assert "none of its 1 pictures can be used" in capsys.readouterr().err
+    assert "none of its pictures (1) can be used" in capsys.readouterr().err
+
+
+def test_a_folder_with_phrases_is_told_to_name_its_file(tmp_path, capsys):
+    """Even if its folder of pictures looks like a class."""
+    path = document(tmp_path, [entry(0)])
+    (tmp_path / "another.json").write_text("{")
+    assert cli.main(["data", "check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"pictures with phrases; name their file itself: {path}" in error
+
+
+def test_ten_findings_of_a_kind_are_printed_and_json_has_all(tmp_path, capsys):
+    wrong = [{"text": f"thing {i}", "ids": [9]} for i in range(12)]
+    path = document(tmp_path, [entry(0, phrases=[{"text": "cat", "ids": [0]}, *wrong])])
+    assert cli.main(["data", "check", str(path)]) == 1
+    assert "... and 2 more (--json prints all)" in capsys.readouterr().out
+    assert cli.main(["data", "check", str(path), "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["findings"]) >= 12
+    path = document(tmp_path, [entry(0, phrases=[{"text": "cat", "ids": [0]}, wrong[0]], split="train")])
+    assert cli.main(["data", "check", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "1 word in the training phrases: cat" in shown and "1 problem found" in shown
 
 
 def test_preview_is_a_data_set_of_its_own(tmp_path):

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from sm_jax import data
 from sm_jax.data.sources import phrase_json
@@ -146,7 +147,7 @@ def test_wrong_fields(tmp_path, changes, says):
         (b"[" * 100_000, "not valid JSON"),
         (b"7", "the list 'images' is missing"),
         (b'{"pictures": []}', "the list 'images' is missing"),
-        (b'{"images": []}', "none of its 0 pictures can be used"),
+        (b'{"images": []}', "none of its pictures (0) can be used"),
         (b'{"images": [4]}', "no file name under 'image'"),
         (b'{"images": [], "annotations": [], "categories": []}', "a COCO file has no phrases"),
     ],
@@ -178,7 +179,7 @@ def test_few_problems_are_left_out_and_named(tmp_path, caplog):
         source = phrase_json.open_source(path)
     assert len(source) == 59 and source.annotation(7)["phrases"] == ["the cats", "show me a horse"]
     assert "images[7] (photos/7.png): phrases[1]" in caplog.text
-    assert "1 pictures without a usable phrase" in caplog.text
+    assert "1 picture without a usable phrase left out" in caplog.text
 
 
 def test_a_phrase_that_means_an_unusable_box_is_left_out(tmp_path):
@@ -218,6 +219,33 @@ def test_damaged_pictures_are_named_when_they_are_read(tmp_path):
     assert source.annotation(0)["matches"].shape == (3, 0)
     with pytest.raises(ImageError, match="0.png"):
         source.image(0)
+
+
+def test_a_phrase_of_too_many_words_is_left_out_and_named(tmp_path):
+    fits, long = ({"text": "word " * count, "ids": [0]} for count in (128, 129))
+    message = _problem(tmp_path, fits, long)
+    assert (
+        "images[0] (photos/0.png): phrases[1]: 'word word" in message and "129 words, at most 128" in message
+    )
+    assert len(message) < 500
+    (records,) = phrase_json.read(tmp_path / "pets.json").splits.values()
+    assert [len(phrase.split()) for phrase in records[0].phrases] == [128]
+
+
+def test_headers_are_read_once_unless_the_picture_changes(tmp_path, monkeypatch):
+    path = document(tmp_path, [entry(i) for i in range(3)])
+    phrase_json.read(path)
+    read, original = [], phrase_json.images.image_size
+
+    def image_size(picture, **options):
+        read.append(picture.name)
+        return original(picture, **options)
+
+    monkeypatch.setattr(phrase_json.images, "image_size", image_size)
+    assert not phrase_json.read(path).problems and not read
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos/1.png")
+    problems = phrase_json.read(path).problems
+    assert read == ["1.png"] and "lies outside the picture (40x30 pixels)" in problems[0]
 
 
 def test_recognised(tmp_path):

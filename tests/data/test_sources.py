@@ -220,7 +220,7 @@ def test_bad_xml_is_one_line(tmp_path, text):
 def test_many_bad_annotations_stop(tmp_path):
     root = makers.voc(tmp_path, 4)
     (root / "Annotations" / "1.xml").write_text("<annotation><object>")
-    with pytest.raises(DataError, match=r"1 annotation entries cannot be used.*1.xml"):
+    with pytest.raises(DataError, match=r"annotation entries that cannot be used: 1, the first: .*1.xml"):
         sources.open_source(root)
 
 

@@ -1,4 +1,4 @@
-"""Windows: they hold their anchor, boxes stay on their pixels, padding is grey; letterboxed requests."""
+"""Windows: they hold their anchor, boxes stay on their pixels, padding is grey."""
 
 import numpy as np
 import pytest
@@ -92,14 +92,6 @@ def test_augmentation_varies_within_its_bounds():
     assert min(window.origin[0] for window in found) < -20 >= -geometry.SHIFT
     assert max(abs(window.turn) for window in found) <= 30 / 360
     assert min(window.saturation for window in found) >= 0.2
-
-
-def test_letterbox_is_centred_on_grey():
-    picture = np.full((20, 40, 3), 9, np.uint8)
-    boxed = geometry.letterbox(picture, (64, 64))
-    assert (boxed[16:48] == 9).all() and (boxed[:16] == 127).all() and (boxed[48:] == 127).all()
-    tall = geometry.letterbox(np.full((300, 100, 3), 9, np.uint8), (60, 90))
-    assert (tall[:, 35:55] == 9).all() and (tall[:, :35] == 127).all() and (tall[:, 55:] == 127).all()
 
 
 def test_jitter_is_a_share_of_the_sides():

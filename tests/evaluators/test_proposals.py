@@ -100,6 +100,11 @@ def test_majority_is_the_answer_that_is_more_often_right():
     none = _alignment([0.9] * 4, [False, False, True])
     assert _means(few, none, none)["majority"] == pytest.approx((0.5 + 1 + 1) / 3)  # "not aligned" always
     assert "negatives" not in _means(few)
+    summary = proposals.summarize([{"negatives": unit} for unit in ((9, 10), (1, 40), (7, 10))])["majority"]
+    assert summary.mean == pytest.approx((0.9 + 0.025 + 0.7) / 3)  # "not aligned" always
+    assert summary.micro == pytest.approx(43 / 60)  # "aligned" always
+    none = proposals.summarize([{"negatives": (0, 0)}])["majority"]
+    assert np.isnan(none.mean) and np.isnan(none.micro)
 
 
 def test_units_without_a_value_are_left_out_of_the_mean():

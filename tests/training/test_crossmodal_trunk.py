@@ -17,8 +17,11 @@ from configs import crossmodal
 from sm_jax import data, systems
 from sm_jax.data.stored import StoredFeatures
 from sm_jax.errors import ConfigError, DataError, ImageError, WeightsError
-from sm_jax.training import trunk as trunk_lib
-from sm_jax.training.trunk import CHUNK, Trunk, make_train_iterator
+from sm_jax.systems.crossmodal import model
+from sm_jax.training import feature_file
+from sm_jax.training.feature_file import CHUNK
+from sm_jax.training.trunk import make_train_iterator
+from sm_jax.training.trunk_crossmodal import Trunk
 from sm_jax.weights import initialize
 from sm_jax.weights.io import flatten, unflatten
 
@@ -34,12 +37,17 @@ def make_config(folder, **changes):
     return config
 
 
+def _file(config):
+    """The file of features of a config."""
+    return Trunk(config).file
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """(config, path of its finished features); nothing may change the file."""
     folder = tmp_path_factory.mktemp("cache")
     config = make_config(folder)
-    return config, Trunk(config).fill(lambda line: None)
+    return config, _file(config).fill(lambda line: None)
 
 
 def _copy(config, tmp_path):
@@ -59,12 +67,12 @@ def test_what_is_stored_is_what_the_frozen_units_give(filled):
     config, path = filled
     rows = np.load(path)
     assert rows.shape == (2 * CHUNK + 3, 32, 32, 16) and rows.dtype == np.float16
-    trunk = Trunk(config)
+    trunk, options = Trunk(config), model.ModelConfig.create(config.model)
     source = data.make_phrase_source(config.data, "train")
     for index in (0, CHUNK, len(rows) - 1):
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         image = ((source.image(index) / 255 - mean) / std).astype(np.float32)
-        features = trunk._net.trunk(trunk._model, trunk._variables, image[None])[0]
+        features = model.trunk(options, trunk.variables, image[None])[0]
         np.testing.assert_allclose(rows[index], features, rtol=2e-3, atol=2e-3)
     assert sorted(os.listdir(path.parent)) == [path.with_suffix(".lock").name, path.name]
 
@@ -114,12 +122,12 @@ def _start(config, system):
 def test_a_second_run_reads_them(filled):
     config, path = filled
     before = path.stat().st_mtime_ns
-    (line,) = _lines(Trunk(config))
+    (line,) = _lines(_file(config))
     assert "from an earlier run" in line and str(path) in line and path.stat().st_mtime_ns == before
 
 
 def test_the_size_and_the_place_are_said_first(filled, tmp_path):
-    lines = _lines(Trunk(_copy(filled[0], tmp_path)))
+    lines = _lines(_file(_copy(filled[0], tmp_path)))
     assert "19 pictures x 32x32x16 float16 (0.00 GB)" in lines[0] and str(tmp_path) in lines[0]
     assert "mobilenetv2-tv" in lines[0] and lines[-1].startswith("trunk features: done")
 
@@ -137,7 +145,7 @@ def test_other_features_have_another_file(filled, changes):
     config, path = filled
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    assert Trunk(other).path != path
+    assert _file(other).path != path
 
 
 def test_what_does_not_change_them_does_not_matter(filled):
@@ -147,7 +155,7 @@ def test_what_does_not_change_them_does_not_matter(filled):
     other.data.update(workers=2, max_boxes=7)
     other.data.shapes.update(num_val=1)
     other.model.update(rpn_width=16)
-    assert Trunk(other).path == path
+    assert _file(other).path == path
 
 
 class _Killed(BaseException):
@@ -172,7 +180,7 @@ def _interrupted_after(trunk, chunks):
 
 def test_an_interrupted_run_goes_on_where_it_was(filled, tmp_path):
     config, path = filled
-    trunk = Trunk(_copy(config, tmp_path))
+    trunk = _file(_copy(config, tmp_path))
     _interrupted_after(trunk, 1)
     assert not trunk.path.exists() and trunk.path.with_suffix(".partial").exists()
     lines = _lines(trunk)
@@ -184,7 +192,7 @@ def test_an_interrupted_run_goes_on_where_it_was(filled, tmp_path):
 @pytest.mark.parametrize("damage", ["notes", "partial", "nonsense"])
 def test_what_is_left_damaged_is_made_anew(filled, tmp_path, damage):
     config, path = filled
-    trunk = Trunk(_copy(config, tmp_path))
+    trunk = _file(_copy(config, tmp_path))
     _interrupted_after(trunk, 1)
     if damage == "partial":
         trunk.path.with_suffix(".partial").write_bytes(b"\x93NUMPY")
@@ -196,8 +204,8 @@ def test_what_is_left_damaged_is_made_anew(filled, tmp_path, damage):
 
 
 def _fill_and_die(folder):
-    trunk = Trunk(make_config(folder))
-    trunk_lib.SECONDS = 0  # notes after every chunk
+    trunk = _file(make_config(folder))
+    feature_file.SECONDS = 0  # notes after every chunk
     images = trunk._images
 
     def some(start, damaged):
@@ -216,7 +224,7 @@ def test_kill_9_leaves_nothing_that_could_be_taken_for_finished(filled, tmp_path
     process.start()
     process.join()
     assert process.exitcode == -9
-    trunk = Trunk(_copy(filled[0], tmp_path))
+    trunk = _file(_copy(filled[0], tmp_path))
     assert not trunk.path.exists()
     assert "goes on at" in _lines(trunk)[0]  # the lock of the dead process is gone, too
     # The other process compiles with other options, which round differently.
@@ -224,7 +232,7 @@ def test_kill_9_leaves_nothing_that_could_be_taken_for_finished(filled, tmp_path
 
 
 def test_a_finished_file_that_is_damaged_is_computed_again(filled, tmp_path):
-    trunk = Trunk(_copy(filled[0], tmp_path))
+    trunk = _file(_copy(filled[0], tmp_path))
     trunk.path.parent.mkdir(parents=True)
     trunk.path.write_bytes(filled[1].read_bytes()[:5000])
     trunk.fill(lambda line: None)
@@ -232,7 +240,7 @@ def test_a_finished_file_that_is_damaged_is_computed_again(filled, tmp_path):
 
 
 def test_two_at_a_time_compute_once(filled, tmp_path):
-    trunks = [Trunk(_copy(filled[0], tmp_path)) for _ in range(2)]
+    trunks = [_file(_copy(filled[0], tmp_path)) for _ in range(2)]
     lines = [[], []]
     threads = [
         threading.Thread(target=trunk.fill, args=(said.append,))
@@ -248,7 +256,7 @@ def test_two_at_a_time_compute_once(filled, tmp_path):
 
 def test_a_full_disk_is_one_line_before_anything_is_written(filled, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    trunk = Trunk(_copy(filled[0], tmp_path))
+    trunk = _file(_copy(filled[0], tmp_path))
     with pytest.raises(ConfigError, match="19 pictures .* do not fit into .*data.cache_dir") as error:
         trunk.fill(lambda line: None)
     assert "\n" not in str(error.value)
@@ -256,24 +264,21 @@ def test_a_full_disk_is_one_line_before_anything_is_written(filled, tmp_path, mo
 
 
 def test_a_folder_that_cannot_be_written(filled, tmp_path, monkeypatch):
-    trunk = Trunk(_copy(filled[0], tmp_path))
-    refused = PermissionError(13, "Permission denied")
-    for name, error in (("mkdir", refused), ("open", refused)):  # the folder, then the lock in it
+    trunk = _file(_copy(filled[0], tmp_path))
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("mkdir", "open"):  # the folder, then the lock in it
         with monkeypatch.context() as patch:
-            patch.setattr(trunk_lib.Path, name, lambda *_, error=error, **__: _raise(error))
-            with pytest.raises(
-                ConfigError, match="trunk cannot be written .Permission denied.; name"
-            ) as caught:
+            patch.setattr(feature_file.Path, name, refuse)
+            with pytest.raises(ConfigError, match="trunk cannot be written .Permission denied") as caught:
                 trunk.fill(lambda line: None)
         assert "\n" not in str(caught.value)
     (tmp_path / "trunk").rmdir()
     (tmp_path / "trunk").write_text("x")
     with pytest.raises(ConfigError, match="trunk cannot be written .*data.cache_dir"):
         trunk.fill(lambda line: None)
-
-
-def _raise(error):
-    raise error
 
 
 @pytest.mark.parametrize(
@@ -306,7 +311,7 @@ def test_going_on_with_other_frozen_units_is_refused(filled):
     variables["params"]["backbone"]["features_18"]["conv"]["kernel"] *= 2  # trains, so it may differ
     iterator.check(variables)
     variables["batch_stats"]["backbone"]["features_0"]["bn"]["mean"] += 1
-    with pytest.raises(WeightsError, match="not those that config.init names"):
+    with pytest.raises(WeightsError, match="not what config.init names"):
         iterator.check(variables)
 
 
@@ -328,7 +333,7 @@ def _photographs(folder, damaged, train=19):
 def test_own_pictures_and_a_damaged_one(tmp_path):
     source = _photographs(tmp_path, damaged=[5], train=100)
     config = make_config(tmp_path / "cache", data__source=str(source))
-    path = Trunk(config).fill(lambda line: None)
+    path = _file(config).fill(lambda line: None)
     rows = StoredFeatures(path)
     assert rows[4].shape == (32, 32, 16) and np.isfinite(rows[4]).all()
     with pytest.raises(ImageError, match="could not be read"):
@@ -340,8 +345,8 @@ def test_as_many_damaged_pictures_are_too_many_as_without_stored_features(tmp_pa
     """One of 19 is more than 1 %."""
     source = str(_photographs(tmp_path, damaged=[5]))
     config = make_config(tmp_path / "cache", data__source=source, batch_size=19)
-    with pytest.raises(DataError, match="more than 1 % of the images cannot be read .*sm-jax data check"):
-        Trunk(config).fill(lambda line: None)
+    with pytest.raises(DataError, match="more than 1 % of the pictures cannot be read .*sm-jax data check"):
+        _file(config).fill(lambda line: None)
     config.data.cache_trunk = False
     with pytest.raises(DataError, match="1 of 19 images cannot be read, more than 1%"):
         next(make_train_iterator(config))
@@ -349,7 +354,7 @@ def test_as_many_damaged_pictures_are_too_many_as_without_stored_features(tmp_pa
 
 def test_a_replaced_picture_means_other_features(tmp_path):
     config = make_config(tmp_path / "cache", data__source=str(_photographs(tmp_path, damaged=[])))
-    before = Trunk(config).path
-    assert Trunk(config).path == before
+    before = _file(config).path
+    assert _file(config).path == before
     Image.new("RGB", (60, 40)).save(tmp_path / "03.png")
-    assert Trunk(config).path != before
+    assert _file(config).path != before

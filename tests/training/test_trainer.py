@@ -403,6 +403,12 @@ def test_a_batch_that_does_not_divide_fails_before_the_data_is_made(tmp_path):
         _train(tmp_path, batch_size=12, mesh__data=8, parts=toy.make_parts(make_train_iterator=None))
 
 
+def test_a_negative_number_of_steps_is_no_finished_run(tmp_path):
+    with pytest.raises(ConfigError, match="steps=-3: must not be negative"):
+        _train(tmp_path / "run", steps=-3)
+    assert not (tmp_path / "run").exists()
+
+
 def test_profile_writes_a_trace(tmp_path):
     config = toy.make_config(steps=6)
     config.profile = True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import formats, structure
+from sm_jax.weights import formats, mobilenet, structure
 from tests.weights import build
 
 BUILDERS = {
@@ -138,7 +138,7 @@ def test_foreign_input_convention_is_folded_into_conv1(kind, published):
     ours = converted.tensors["params/backbone/conv1/kernel"]
     rng = np.random.default_rng(0)
     first, second = rng.uniform(0, 1, (2, 7, 7, 3))
-    std = np.asarray(formats.IMAGENET_STD)
+    std = np.asarray(mobilenet.STD)
 
     def respond(image):
         return (
@@ -152,7 +152,7 @@ def test_foreign_input_convention_is_folded_into_conv1(kind, published):
 
 def test_maskrcnn_pixel_std_and_order():
     kernel = np.arange(3, dtype=np.float32).reshape(1, 3, 1, 1) + 1
-    std = np.asarray(formats.IMAGENET_STD)
+    std = np.asarray(mobilenet.STD)
     folded = formats.fold_input(kernel, pixel_std=(1.0, 2.0, 4.0), to_bgr255=False)
     np.testing.assert_allclose(folded.ravel(), 255 * np.array([1, 1, 0.75]) * std, rtol=1e-6)
     folded = formats.fold_input(kernel, pixel_std=(1.0, 2.0, 4.0), to_bgr255=True)

@@ -177,7 +177,7 @@ class ShapeScenes:
             return scene, (missing,)
         first = self._present(asks, scene.names)
         if asks.random() < self._p_union and (second := self._present(asks, scene.names)) != first:
-            return scene, (first, second)
+            return scene, (first, second) if self._seconds(second) else (first,)
         return scene, (first,)
 
     def _scene(self, rng: np.random.Generator, missing: Meaning | None) -> _Scene:
@@ -219,10 +219,14 @@ class ShapeScenes:
     def _phrase(self, meanings: tuple[Meaning, ...], rng: np.random.Generator) -> str:
         """A phrase that training may use; the second part of a union has no frame."""
         parts = [_choice(rng, self._divided(meanings[0])[0])]
-        for meaning in meanings[1:]:
-            every = grammar.phrases(meaning, long_forms=self._long_forms)
-            parts.append(_choice(rng, grammar.unframed(every)))
+        parts += [_choice(rng, self._seconds(meaning)) for meaning in meanings[1:]]
         return f" {grammar.AND} ".join(parts)
+
+    def _seconds(self, meaning: Meaning) -> list[str]:
+        """What training may use behind "and"; with many held-out phrases there may be nothing."""
+        trained = frozenset(self._divided(meaning)[0])
+        every = grammar.phrases(meaning, long_forms=self._long_forms)
+        return [phrase for phrase in grammar.unframed(every) if phrase in trained]
 
     def _rng(self, *stream: int) -> np.random.Generator:
         purpose, index, *rest = stream

@@ -8,7 +8,7 @@ Reading never writes anything into the data set's folder.
 import logging
 from pathlib import Path
 
-from sm_jax.data.sources import coco, folders, ilsvrc_det, os2d_csv, splits, voc
+from sm_jax.data.sources import coco, folders, ilsvrc_det, os2d_csv, phrase_json, splits, voc
 from sm_jax.data.sources.base import (
     MAX_PROBLEM_SHARE,
     ClassPicture,
@@ -45,7 +45,8 @@ def open_collection(path: str | Path) -> Collection:
     """Recognises the format at `path` (a folder, a JSON or a CSV) and reads what its files say.
 
     Raises:
-      DataError: nothing there, nothing recognised, or the annotations cannot be read at all.
+      DataError: nothing there, nothing recognised, pictures with phrases, or annotations that cannot be read
+        at all.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -64,13 +65,29 @@ def open_collection(path: str | Path) -> Collection:
     if table := os2d_csv.find(path):
         return os2d_csv.read(table)
     if documents := coco.find(path):
-        return coco.read(path, documents)
+        try:
+            return coco.read(path, documents)
+        except DataError:
+            _refuse_phrases(path)  # which have a list of images too
+            raise
     if folder := voc.find(path):
         return voc.read(folder)
+    _refuse_phrases(path)
     if found := folders.find(path):
         return folders.read(path, found)
     inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
     raise DataError(f"{path}: no data set recognised (it holds {inside}); {_HELP}")
+
+
+def _refuse_phrases(folder: Path) -> None:
+    """Raises DataError if there is a JSON file with phrases in the folder."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = phrase_json.recognised(path)
+        except DataError:  # not JSON
+            continue
+        if found:
+            raise DataError(f"{folder}: holds pictures with phrases; name their file itself: {path}")
 
 
 def open_source(path: str | Path, *, split: str = "train", classes: str = "all", seed: int = 0) -> Source:
@@ -101,8 +118,8 @@ def open_source(path: str | Path, *, split: str = "train", classes: str = "all",
     total = sum(len(records) for records in collection.splits.values())
     if len(collection.problems) > MAX_PROBLEM_SHARE * (total + len(collection.problems)):
         raise DataError(
-            f"{path}: {len(collection.problems)} annotation entries cannot be used, the first: "
-            f"{collection.problems[0]}; `sm-jax data check` lists them"
+            f"{path}: annotation entries that cannot be used: {len(collection.problems)}, the first: "
+            f"{collection.problems[0]}; `sm-jax data check --json` lists them"
         )
     names = collection.class_names
     if classes != "all":

@@ -119,7 +119,7 @@ def _records(path: Path, document: dict, label_of: dict, pictures: PictureIndex,
         )
     if not records:
         folders = ", ".join(str(folder) for folder in pictures.folders)
-        raise DataError(f"{path}: none of its {len(entries)} pictures was found in {folders}")
+        raise DataError(f"{path}: none of its pictures ({len(entries)}) was found in {folders}")
     return records
 
 

@@ -7,6 +7,7 @@
 Boxes are xyxy pixels. Optional per picture: `names`, one text per box, and `split`.
 """
 
+import functools
 import hashlib
 import logging
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from sm_jax.data.sources.files import PictureIndex, read_json
 from sm_jax.errors import ConfigError, DataError, ImageError
 
 _HELP = 'expected {"images": [{"image": ..., "boxes": [...], "phrases": [{"text": ..., "ids": [...]}]}]}'
+MAX_WORDS = 128  # of a phrase; the longest one sets the length of every row of words
 _log = logging.getLogger("sm_jax.data")
 
 
@@ -51,9 +53,9 @@ def recognised(path: str | Path) -> bool:
 def read(path: str | Path) -> Collection:
     """What the file says: records of pictures that can be used, and a line for everything that cannot.
 
-    A phrase without text or with wrong ids is left out, and so is one that means an unusable box, also one
-    outside its picture (the header of every picture with phrases is read for that); a picture without phrases
-    is left out as well.
+    A phrase without text, of more than `MAX_WORDS` words or with wrong ids is left out, and so is one that
+    means an unusable box, also one outside its picture (for that the header of every picture is read, once
+    per process unless the file changes); a picture without phrases is left out as well.
 
     Raises:
       DataError: no such file, not JSON, another form, or nothing in it that can be used.
@@ -80,8 +82,8 @@ def read(path: str | Path) -> Collection:
             bare += 1
     if not divided:
         first = f"; the first problem: {problems[0]}" if problems else ""
-        raise DataError(f"{path}: none of its {len(entries)} pictures can be used{first}")
-    notes = [f"{bare} pictures without a usable phrase are left out"] if bare else []
+        raise DataError(f"{path}: none of its pictures ({len(entries)}) can be used{first}")
+    notes = [f"{bare} picture{'s' * (bare > 1)} without a usable phrase left out"] if bare else []
     if "" in divided and len(divided) > 1:
         divided.setdefault("train", []).extend(divided.pop(""))
         notes.append("pictures without a 'split' are counted as 'train'")
@@ -105,7 +107,7 @@ def open_source(path: str | Path, *, split: str = "train") -> "PhraseRecords":
     if len(collection.problems) > MAX_PROBLEM_SHARE * (total + len(collection.problems)):
         raise DataError(
             f"{collection.problems[0]} (entries that cannot be used: {len(collection.problems)}; "
-            "`sm-jax data check` lists them)"
+            "`sm-jax data check --json` lists them)"
         )
     records, notes = splits.split_records(collection, split)
     if not records:
@@ -228,12 +230,19 @@ def _unusable(corners: np.ndarray, usable: np.ndarray, picture: Path) -> list[st
     """Why no phrase can mean a box, "" for each that one can; `usable`: those that are boxes at all."""
     reasons = np.where(usable, "", "cannot be used").astype(object)
     try:
-        size = images.image_size(picture)
-    except ImageError:
+        state = picture.stat()
+        size = _size(picture, state.st_size, state.st_mtime_ns)
+    except (ImageError, OSError):
         return reasons.tolist()  # a damaged picture is named when it is read
     outside = usable & ~usable_boxes(corners, size)[1]
     reasons[outside] = f"lies outside the picture ({size[1]}x{size[0]} pixels)"
     return reasons.tolist()
+
+
+@functools.lru_cache(1 << 18)
+def _size(picture: Path, length: int, modified: int) -> tuple[int, int]:
+    """(height, width) of a picture of so many bytes and this time: a training opens its file many times."""
+    return images.image_size(picture)
 
 
 def _phrases(where, entries, unusable: list[str], problems: list[str]) -> tuple[list[str], list[np.ndarray]]:
@@ -258,9 +267,11 @@ def _meaning(entry: Any, unusable: list[str]) -> tuple[str, np.ndarray]:
     phrase = entry.get("text") if isinstance(entry, dict) else None
     if not isinstance(phrase, str):
         return "there is no 'text'", row
-    if not text.words(phrase):
-        return "the text is empty" if not phrase.strip() else f"no word in the text {phrase[:60]!r}", row
     shown = f"{phrase[:60]!r}"
+    if not (found := text.words(phrase)):
+        return "the text is empty" if not phrase.strip() else f"no word in the text {shown}", row
+    if len(found) > MAX_WORDS:
+        return f"{shown}...: {len(found)} words, at most {MAX_WORDS} are read; make it shorter", row
     ids = entry.get("ids")
     if not isinstance(ids, list):
         return f"{shown} has no list 'ids' of the boxes that it means (empty: none of them)", row

@@ -16,13 +16,14 @@ import numpy as np
 
 from sm_jax import settings
 from sm_jax.backbones import mobilenet
+from sm_jax.backbones.common import DTYPES
 from sm_jax.errors import ConfigError
 from sm_jax.ops.anchors import grid_anchors
 from sm_jax.ops.roi import roi_align, roi_max
 from sm_jax.rpn import RPN
 from sm_jax.systems.crossmodal.heads import CosineAligner, MlpAligner, ProposalEncoder
 from sm_jax.systems.crossmodal.text import FeatureEncoder, TextEncoder
-from sm_jax.text import RESERVED, Tokenizer
+from sm_jax.text import LENGTH, RESERVED, Tokenizer
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -31,7 +32,6 @@ STRIDE = 32
 """Pixels per cell of the feature map."""
 CHANNELS = 1280
 UNITS = len(mobilenet.UNITS)
-DTYPES = ("float32", "float16", "bfloat16")
 CHOICES = {
     "roi": ("align", "max"),
     "text_encoder": ("transformer", "features"),
@@ -72,7 +72,7 @@ class ModelConfig:
     """
 
     vocabulary: tuple[str, ...] = ()
-    text_length: int = 16
+    text_length: int = LENGTH
     anchor_sizes: tuple[float, ...] = (64.0,)
     anchor_aspects: tuple[float, ...] = (1.0,)
     rpn_width: int = 256

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sm_jax import settings
 from sm_jax.backbones import resnet
+from sm_jax.backbones.common import DTYPES
 from sm_jax.errors import ConfigError
 from sm_jax.ops.correlation import l2_normalize
 from sm_jax.ops.resample import resize_align_corners
@@ -25,7 +26,6 @@ Variables = dict[str, Any]
 
 FEATURES = 1024
 """Channels of the features at level C4."""
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

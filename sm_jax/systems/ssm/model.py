@@ -6,6 +6,7 @@ Source: Single-Shot Semantic Matcher (2018) and its released network (specificat
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,10 @@ class ModelConfig:
         cell, so that the place in the image does not matter and a request is 1024 numbers.
       head_relu: a ReLU after the two 1024-wide convolutions of the head; the released one has none.
       dropout: rate of dropout on the fused channels, in training.
+      prior: coverage of every cell before training, whatever is shown: the kernel of the coverage starts at 0
+        and its bias at the logit. 0: as released, a random kernel and bias 0; products of ImageNet features
+        are so large that the squared error then drives all cells to 0 in a few steps, where its gradient
+        vanishes.
       image_size: (height, width) of the pictures in training, multiples of 16.
       request_size: (height, width) of requests, multiples of 4. The aligned fusions need as many cells on
         either side: image_size / 16 = request_size / 4.
@@ -53,6 +58,7 @@ class ModelConfig:
     fusion: str = "product_aligned"
     head_relu: bool = False
     dropout: float = 0.4
+    prior: float = 0.0
     image_size: tuple[int, int] = (512, 512)
     request_size: tuple[int, int] = (128, 128)
     trainable: str = "all"
@@ -64,6 +70,8 @@ class ModelConfig:
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout: {self.dropout} is not within 0..1 (without 1)")
+        if not 0 <= self.prior < 1:
+            raise ConfigError(f"model.prior: {self.prior} is not within 0..1 (without 1)")
         for name, stride in (("image_size", STRIDE), ("request_size", REQUEST_STRIDE)):
             size = getattr(self, name)
             if len(size) != 2 or any(side < stride or side % stride for side in size):
@@ -139,7 +147,8 @@ class Head(nn.Module):
 
 
 def init(config: ModelConfig, key: Array) -> Variables:
-    """Random variables: kernels Xavier, biases .2, those of coverage and boxes 0 (specification, sec. 1).
+    """Random variables: kernels Xavier, biases .2, those of coverage and boxes 0 (specification, sec. 1);
+    the coverage as `config.prior` says.
 
     Returns:
       `{"params": {"image_branch", "request_branch", "head"}}`, float32.
@@ -150,12 +159,18 @@ def init(config: ModelConfig, key: Array) -> Variables:
         "head": (Head(config.head_relu), (1, 1, 1, channels)),
     }
     keys = jax.random.split(key, len(makers))
-    return {
-        "params": {
-            name: jax.jit(module.init)(part_key, jnp.zeros(shape))["params"]
-            for part_key, (name, (module, shape)) in zip(keys, makers.items(), strict=True)
-        }
+    params = {
+        name: jax.jit(module.init)(part_key, jnp.zeros(shape))["params"]
+        for part_key, (name, (module, shape)) in zip(keys, makers.items(), strict=True)
     }
+    if config.prior:
+        coverage = params["head"]["coverage"]
+        logit = math.log(config.prior / (1 - config.prior))
+        params["head"]["coverage"] = {
+            "kernel": jnp.zeros_like(coverage["kernel"]),
+            "bias": jnp.full_like(coverage["bias"], logit),
+        }
+    return {"params": params}
 
 
 def trainable(config: ModelConfig, path: str) -> bool:

@@ -2,8 +2,8 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,13 @@ def predict(
     return {"coverage": coverage, "boxes": boxes}
 
 
+class Kept(NamedTuple):
+    """Encoded requests on the device, of `Predictor.keep`: padded chunks, and how many each holds."""
+
+    chunks: tuple[Array, ...]
+    counts: tuple[int, ...]
+
+
 class Predictor:
     """Runs a model with a bounded number of compiled programs; answers are NumPy arrays.
 
@@ -196,25 +203,44 @@ class Predictor:
         # Requests pass the branch one image chunk at a time: it costs as much as that of the images.
         return _in_chunks(functools.partial(self._requests, variables), pictures, self._chunk)
 
-    def search(self, variables, features: np.ndarray, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def keep(self, requests: np.ndarray) -> Kept:
+        """Encoded requests (n, ...) on the device, for the search in many images.
+
+        What `search` is given as NumPy it copies there for each call; aligned requests, maps, take longer to
+        copy than to search with.
+        """
+        parts = list(self._parts(np.asarray(requests)))
+        chunks = jax.device_put([chunk for chunk, _ in parts])
+        return Kept(tuple(chunks), tuple(count for _, count in parts))
+
+    def _parts(self, requests: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        for first in range(0, len(requests), self._request_chunk):
+            yield _padded(requests[first : first + self._request_chunk], self._request_chunk)
+
+    def search(
+        self, variables, features: np.ndarray, requests: np.ndarray | Kept
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Coverage (b, q, h, w) and boxes (b, q, h, w, 4) of images' `features` and encoded `requests`.
 
-        Boxes are in pixels of the image that the features are of, not clipped.
+        Boxes are in pixels of the image that the features are of, not clipped. For requests that meet many
+        images see `keep`.
         """
-        features, requests = np.asarray(features), np.asarray(requests)
+        features = np.asarray(features)
+        kept = isinstance(requests, Kept)
+        total = sum(requests.counts) if kept else len(requests)
         head = {"params": {"head": self._head(variables)}}
         cells = features.shape[1:3]
-        coverage = np.zeros((len(features), len(requests), *cells), np.float32)
+        coverage = np.zeros((len(features), total, *cells), np.float32)
         boxes = np.zeros((*coverage.shape, 4), np.float32)
         for start in range(0, len(features), self._chunk):
             images = slice(start, start + self._chunk)
             part, used = _padded(features[images], self._chunk)
-            part = jnp.asarray(part)
-            for first in range(0, len(requests), self._request_chunk):
-                some = slice(first, first + self._request_chunk)
-                chunk, count = _padded(requests[some], self._request_chunk)
-                found = self._search(head, part, chunk)
+            part, first = jnp.asarray(part), 0
+            parts = zip(*requests, strict=True) if kept else self._parts(np.asarray(requests))
+            for chunk, count in parts:
+                found, some = self._search(head, part, chunk), slice(first, first + count)
                 coverage[images, some], boxes[images, some] = (np.asarray(x)[:used, :count] for x in found)
+                first += count
         return coverage, boxes
 
     def _head(self, variables) -> Any:
@@ -231,6 +257,8 @@ def _padded(array: np.ndarray, chunk: int) -> tuple[np.ndarray, int]:
     """`array` with zeros up to the next power of two along the first axis, and its length before."""
     used = len(array)
     count = min(chunk, 1 << max(used - 1, 0).bit_length())
+    if count == used:
+        return array, used  # a copy of aligned requests would cost as much as the search
     return np.pad(array, [(0, count - used)] + [(0, 0)] * (array.ndim - 1)), used
 
 

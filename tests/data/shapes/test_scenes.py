@@ -159,6 +159,15 @@ def test_query_kinds():
     assert phrases == [] and matches.shape == (0, len(ShapeScenes("val").annotation(0)["names"]))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_neither_part_of_a_union_is_a_held_out_phrase(share):
+    source = ShapeScenes("train", **SMALL, p_union=1.0, holdout_phrasing=share, num_scenes=200)
+    held = {phrase for meaning in grammar.MEANINGS for phrase in grammar.divided(meaning, share)[1]}
+    phrases = [source.annotation(index)["phrases"][0] for index in range(200)]
+    assert not held & {part for phrase in phrases for part in phrase.split(" and ")}
+    assert share > 0.9 or sum("and" in phrase.split() for phrase in phrases) > 50
+
+
 @pytest.mark.parametrize("unions", [0.0, 1.0])
 def test_phrases_are_those_that_can_be_asked(unions):
     options = SMALL | {"p_union": unions, "holdout_pairs": ("red circle",), "num_scenes": 60}

@@ -57,7 +57,10 @@ def test_chunks_change_nothing(fusion, relu):
         assert coverage.shape == (3, 5, 4, 6) and boxes.shape == (3, 5, 4, 6, 4)
         got.append((coverage, boxes))
         counts = dict(predictor.compiles)
-        predictor.search(variables, features, encoded)
+        kept = predictor.keep(encoded)
+        assert all(isinstance(chunk, jax.Array) for chunk in kept.chunks) and sum(kept.counts) == 5
+        for again, first in zip(predictor.search(variables, features, kept), (coverage, boxes), strict=True):
+            np.testing.assert_array_equal(again, first)
         assert dict(predictor.compiles) == counts
         assert counts.get("collapse", 0) == (0 if relu else 1)
     np.testing.assert_allclose(got[0][0], got[1][0], atol=1e-5)
@@ -105,8 +108,9 @@ def test_nothing_to_search_gives_empty_arrays():
     predictor = Predictor(config)
     encoded = predictor.encode(variables, [])
     assert encoded.shape == (0, 1024)
-    coverage, boxes = predictor.search(variables, tiny.features(2, 4, 6), encoded)
-    assert coverage.shape == (2, 0, 4, 6) and boxes.shape == (2, 0, 4, 6, 4)
+    for requests in (encoded, predictor.keep(encoded)):
+        coverage, boxes = predictor.search(variables, tiny.features(2, 4, 6), requests)
+        assert coverage.shape == (2, 0, 4, 6) and boxes.shape == (2, 0, 4, 6, 4)
     assert predictor.features(variables, np.zeros((0, 32, 32, 3), np.float32)).shape == (0, 2, 2, 1024)
 
 
