@@ -1,6 +1,7 @@
 """The command `sm-jax`: detect | match | data check, preview | weights ..."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -138,10 +139,15 @@ MATCH_OPTIONS = {
     },
 }
 
+NEGATIVE_POINT = re.compile(r"-[\d.][^-]*,.*")
+"""What can only be meant as a point with a negative x."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's); returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["match"]:  # argparse would take "-3,5" for an option; a blank before it makes it a value
+        argv = [f" {word}" if NEGATIVE_POINT.fullmatch(word) else word for word in argv]
     arguments = parser(whole=argv[:1] == ["weights"]).parse_args(argv)
     return run_main(lambda: arguments.run(arguments))
 

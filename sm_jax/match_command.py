@@ -80,7 +80,7 @@ def parse_points(texts: list[str]) -> list[tuple[float, float]]:
             point = ()
         if len(point) != 2 or not all(map(math.isfinite, point)):
             raise ConfigError(
-                f"--points: {text!r} is no point; give x,y in pixels of the source, such as 40,62.5"
+                f"--points: {text.strip()!r} is no point; give x,y in pixels of the source, such as 40,62.5"
             )
         found.append(point)
     return found

@@ -47,6 +47,13 @@ def test_prints_regions_and_points(place, capsys):
     assert place == {"name": "scnet", "weights": None}
 
 
+def test_a_negative_point_is_a_point_outside_and_not_an_option(place, capsys):
+    assert cli.main([*MATCH, "--points", "-3,5", "40,30", "-.5,-2"]) == 0
+    out, err = capsys.readouterr()
+    assert "point -3,5 -> not found" in out and "point 40,30 -> " in out
+    assert "the point -3,5 lies outside the source" in err and "the point -0.5,-2 lies outside" in err
+
+
 def test_options_reach_load(place, capsys):
     options = ["--features", "hog", "--method", "phm", "--proposals", "50", "--weights", "w.safetensors"]
     assert cli.main([*MATCH, *options]) == 0
@@ -101,6 +108,7 @@ def test_negative_and_fractional_points_are_points():
         (["--target", "."], "error: --target: . is no file; give one picture"),
         (["--target", "broken.png"], "error: broken.png: not a picture"),
         (["--points", "3;4"], "error: --points: '3;4' is no point"),
+        (["--points", "-3,x"], "error: --points: '-3,x' is no point"),
         (["--out", "a.png"], "error: --out: a.png cannot be made"),
     ],
 )
