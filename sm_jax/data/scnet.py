@@ -318,6 +318,30 @@ def square(image: np.ndarray) -> np.ndarray:
     return images.resize(image, (SIDE, SIDE), "bicubic")
 
 
+def pixel_statistics(source: TrainingPairs) -> dict[str, np.ndarray]:
+    """Mean and deviation of every pixel and channel over the pictures of the pairs, as the network sees them.
+
+    Both pictures of every pair count, so that one of many pairs counts as often; with `flips` their mirror
+    images too. Source: SCNet's published code (specification sec. 1.1).
+
+    Returns:
+      "mean" and "std" (of the population) f32 (SIDE, SIDE, 3), in bytes.
+    """
+    ends = np.array([source.ends(number) for number in range(len(source.pairs))])
+    counts = np.bincount(ends.ravel(), minlength=len(source.pictures))
+    total, squares = (np.zeros((SIDE, SIDE, 3), np.int64) for _ in range(2))  # of bytes: exact
+    for index in np.flatnonzero(counts):
+        image = source.pictures[index].astype(np.int64)
+        total += counts[index] * image
+        squares += counts[index] * image**2
+    count = ends.size
+    if source.flips:
+        count, total, squares = 2 * count, total + total[:, ::-1], squares + squares[:, ::-1]
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return {"mean": mean.astype(np.float32), "std": deviation.astype(np.float32)}
+
+
 def network_input(pictures: Pictures, row: int) -> np.ndarray:
     """uint8 (SIDE, SIDE, 3): picture `row`, or from `len(pictures)` on the mirrored ones."""
     mirrored, index = divmod(row, len(pictures))

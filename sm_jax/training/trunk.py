@@ -84,6 +84,11 @@ class Checked:
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
 
+    def complete(self, variables: Any) -> Any:
+        """The variables that a new run starts from, with what its trunk knows from the training pictures."""
+        complete = getattr(self._trunk, "complete", None)
+        return variables if complete is None else complete(variables)
+
     def check(self, variables: Any) -> None:
         """Raise `WeightsError` if training would go on from other frozen weights than the features are of."""
         if self._trunk.hash_of(variables) != self._trunk.weights_hash:

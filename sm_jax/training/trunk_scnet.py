@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import data
-from sm_jax.data import scnet, stored
+from sm_jax.data import scnet, scnet_pairs, stored
 from sm_jax.errors import ConfigError
 from sm_jax.systems.scnet import model
 from sm_jax.training import trunk
@@ -28,6 +28,12 @@ class Trunk:
 
     def __init__(self, config: Any):
         self._model = model.ModelConfig.create(config.model)
+        self._statistics = None
+        if tuple(self._model.image_size) != (scnet_pairs.SIDE, scnet_pairs.SIDE):
+            raise ConfigError(
+                f"model.image_size: training pictures have {scnet_pairs.SIDE} x {scnet_pairs.SIDE} pixels, "
+                f"not {self._model.image_size}"
+            )
         if self._model.trainable != "heads":
             raise ConfigError(
                 "data.cache_trunk: with model.trainable=all the features change with every step; SCNet "
@@ -38,9 +44,12 @@ class Trunk:
             shapes = {name: leaf for name, leaf in shapes.items() if name.split("/")[1] == "backbone"}
         wanted = model.BACKBONES[self._model.backbone].weights
         self.variables, name = trunk.load(shapes, config.get("init", {}), backbone=wanted)
-        self.weights_hash = self.hash_of(self.variables)
         source = data.make_training_pairs(config)
         pictures = source.pictures
+        if self._model.input_norm == "dataset_pixel" and "input" not in self.variables.get("batch_stats", {}):
+            self._statistics = scnet.pixel_statistics(source)  # a model to start from has its own
+        self.variables = self.complete(self.variables)
+        self.weights_hash = self.hash_of(self.variables)
         shape = jax.ShapeDtypeStruct((1, *self._model.image_size, 3), jnp.float32)
         maps = jax.eval_shape(lambda v, x: model.features(self._model, v, x), self.variables, shape)
         self.file = FeatureFile(
@@ -58,8 +67,15 @@ class Trunk:
             of=name,
         )
 
+    def complete(self, variables: Any) -> Any:
+        """`variables` with the statistics of the training pictures, where the model takes them."""
+        if self._statistics is None:
+            return variables
+        statistics = variables.get("batch_stats", {}) | {"input": self._statistics}
+        return variables | {"batch_stats": statistics}
+
     def hash_of(self, variables: Any) -> str:
-        """Of the trunk among `variables`, and of how it computes."""
+        """Of the trunk and its input statistics among `variables`, and of how it computes."""
         how = f"{self._model.backbone} {self._model.dtype} {self._model.input_norm} {self._model.image_size}"
         return trunk.weights_hash(variables, lambda path: path.split("/")[0] in ("backbone", "input"), how)
 
