@@ -128,15 +128,15 @@ def _of_features(method: str, features: str, section: Any) -> _Of:
         raise ConfigError(f"features {features!r}: only +plain may follow")
     proposals = scnet.proposal_options(section)
     if name == "hog":
-        describe, variables = methods.hog, None
+        kind, net, variables = "hog", ModelConfig(), None
     else:
         weights, _, backbone = name.rpartition("@")
         config = published.get_config(
             f"data={section.source},variant=A,backbone={backbone},weights={weights},roi=7,embed=1"
         )
-        describe = methods.pool(ModelConfig.create(config.model))
+        kind, net = "pool", ModelConfig.create(config.model)
         variables, _ = pretrained.begin(config)
-    return _Of({"": methods.untrained(method, describe, proposals, centred=not plain)(variables)})
+    return _Of({"": methods.untrained(method, kind, net, proposals, centred=not plain)(variables)})
 
 
 def _of_runs(method: str, runs: list[str], section: Any, every: PairList) -> _Of:

@@ -176,7 +176,7 @@ class Matcher:
             place that no region moves, is not valid and NaN.
           method: how matches are scored, one of "nam", "phm", "lom", "a", "ag", "ag+"; default the matcher's.
           source_boxes, target_boxes: (n, 4) xyxy pixels, regions to be used instead of proposals. Boxes of at
-            most 1 pixel (of the frame, 224 x 224) match nothing.
+            most 1 pixel match nothing.
           smooth: a smooth flow of all pixels instead of one of the covered ones, bending at the edges of the
             source; takes some seconds.
 

@@ -1,88 +1,37 @@
 """Methods for `CorrespondenceEvaluator`: SCNet itself, and NAM, PHM and LOM on features of any kind.
 
-Regions and features are computed once for a picture while its pairs follow one another. NAM, PHM and LOM
-work in the pictures' own pixels, SCNet in its square frame. Sources: Proposal Flow (CVPR 2016), sec. 3; SCNet
-(ICCV 2017); specification sec. 5 and 10.
+They are those of `systems.scnet.predict`, which also serves people's pictures. Regions and features are
+computed once for a picture while its pairs follow one another. Sources: Proposal Flow (CVPR 2016), sec. 3;
+SCNet (ICCV 2017); specification sec. 5 and 10.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any
 
 from sm_jax.data import images
-from sm_jax.data.scnet import ProposalOptions, square
-from sm_jax.data.scnet_pairs import to_square
+from sm_jax.data.scnet import ProposalOptions
 from sm_jax.data.sources.pair_records import KeypointPair
 from sm_jax.errors import ConfigError
 from sm_jax.evaluators.correspondence import Match, Matches
-from sm_jax.ops import hough, matching
-from sm_jax.systems.scnet import descriptors, model
-
-Array = jax.Array
+from sm_jax.systems.scnet import model, predict
 
 MATCHERS = ("nam", "phm", "lom")
-FEATURES = ("hog", "pool", "embedding")
+FEATURES = {"hog": "hog", "pool": "roi", "embedding": "embedding"}
+"""What a config calls features -> what `predict.Predictor` does."""
 KEPT = 24  # pictures whose features are in memory; PF-WILLOW pairs the 10 of a folder
-
-Describe = Callable[[np.ndarray, np.ndarray], Any]
-"""A uint8 picture and its regions "k 4", in its pixels, padded to a fixed number -> features "k d"."""
-
-
-class Regions(NamedTuple):
-    """What is known of a picture.
-
-    Attributes:
-      boxes: (n, 4) xyxy pixels, rows from `count` on are 0.
-      count: real ones.
-      size: (height, width).
-      features: what describes them; rows from `count` on mean nothing.
-    """
-
-    boxes: np.ndarray
-    count: int
-    size: tuple[int, int]
-    features: Any
-
-    @property
-    def valid(self) -> np.ndarray:
-        """bool (n,)."""
-        return np.arange(len(self.boxes)) < self.count
 
 
 def scnet(config: model.ModelConfig, proposals: ProposalOptions) -> Callable[[Any], Match]:
     """SCNet: the best target region by the variant's score."""
-    encode, score = _encode(config), jax.jit(functools.partial(model.match, config))
-
-    def start(variables: Any) -> Match:
-        def describe(image: np.ndarray, boxes: np.ndarray) -> dict[str, Array]:
-            frame = to_square(boxes, image.shape[:2])
-            return encode(variables, {"image": square(image)[None], "boxes": frame[None]})
-
-        regions = _remembered(describe, proposals)
-
-        def match(pair: KeypointPair) -> Matches:
-            source, target = regions(pair.source), regions(pair.target)
-            bins = None
-            if config.variant != "A":
-                frames = [to_square(one.boxes, one.size) for one in (source, target)]
-                bins = hough.bins(*frames, config.image_size, config.image_size)[None]
-            where = (source.valid[:, None] & target.valid[None, :])[None]
-            scores = score(source.features, target.features, bins=bins, where=where)[0]
-            return _best(scores, source, target)
-
-        return match
-
-    return start
+    return _method(predict.Predictor(config, buckets=(proposals.count,)), proposals, config.variant.lower())
 
 
 def untrained(
     matcher: str,
-    describe: Callable[[Any], Describe],
+    features: str,
+    config: model.ModelConfig,
     proposals: ProposalOptions,
     *,
     centred: bool = True,
@@ -91,121 +40,42 @@ def untrained(
 
     Args:
       matcher: one of `MATCHERS`.
-      describe: variables -> `Describe`, such as `hog` or `pool(config)`.
+      features: "hog" (`descriptors.hog`, no variables), "pool" (the trunk's, pooled from every region) or
+        "embedding" (SCNet's of appearance).
+      config: the model; of "hog" nothing is read.
       proposals: regions of a picture.
-      centred: features less their mean over the regions of both pictures, which stands in for the published
-        whitening (see `descriptors`); SCNet's own embeddings do without.
+      centred: of "hog" and "pool": less their mean over the regions of both pictures, which stands in for the
+        published whitening (see `descriptors`).
 
     Raises:
-      ConfigError: an unknown matcher.
+      ConfigError: an unknown matcher, or unknown features.
     """
-    if matcher not in MATCHERS:
-        raise ConfigError(f"eval.method: {matcher!r} is none of model, {', '.join(MATCHERS)}")
+    for name, value, known in (
+        ("method", matcher, ("model", *MATCHERS)),
+        ("features", features, FEATURES),
+    ):
+        if value not in known:
+            raise ConfigError(f"eval.{name}: {value!r} is none of {', '.join(known)}")
+    predictor = predict.Predictor(
+        config, features=FEATURES[features], centre=centred, buckets=(proposals.count,)
+    )
+    return _method(predictor, proposals, matcher)
 
+
+def _method(predictor: predict.Predictor, proposals: ProposalOptions, method: str) -> Callable[[Any], Match]:
     def start(variables: Any) -> Match:
-        regions = _remembered(describe(variables), proposals)
+        mine = predictor.with_variables(variables)
+
+        @functools.lru_cache(maxsize=KEPT)
+        def side(path: Path) -> predict.Side:
+            image = images.read_image(path, orient=False)
+            return mine.describe(image, proposals.of(image))
 
         def match(pair: KeypointPair) -> Matches:
-            source, target = regions(pair.source), regions(pair.target)
-            where = source.valid[:, None] & target.valid[None, :]
-            alike = _cosines(
-                source.features,
-                target.features,
-                centre=centred,
-                source_valid=source.valid,
-                target_valid=target.valid,
-            )
-            if matcher == "phm":
-                bins = hough.bins(source.boxes, target.boxes, source.size, target.size, kind="phm")
-                scores = _phm(alike, bins, hough.grid(target.size, kind="phm"), where)
-            else:
-                scores = _nam(alike, hough.aspect_gate(source.boxes, target.boxes), where)
-                if matcher == "lom":
-                    scores = _lom(scores, source.boxes, target.boxes, where)
-            return _best(scores, source, target)
+            source, target = side(pair.source), side(pair.target)
+            found = mine.match(source, target, method=method)
+            return Matches(source.boxes, target.boxes[found.index], found.confidence)
 
         return match
 
     return start
-
-
-def hog(variables: Any = None) -> Describe:
-    """Plain histograms of oriented gradients (`descriptors.hog`) of every region; no variables.
-
-    The published features are Felzenszwalb's with statistics for whitening that were not released.
-    """
-    del variables
-    return descriptors.hog
-
-
-def pool(config: model.ModelConfig) -> Callable[[Any], Describe]:
-    """Features of the trunk pooled from every region, as SCNet embeds them."""
-
-    @jax.jit
-    def pooled(variables, image, boxes):
-        found = model.pooled(config, variables, {"image": image, "boxes": boxes})
-        return found.reshape(*found.shape[1:2], -1).astype(jnp.float32)
-
-    def start(variables: Any) -> Describe:
-        def describe(image: np.ndarray, boxes: np.ndarray) -> Array:
-            return pooled(variables, square(image)[None], to_square(boxes, image.shape[:2])[None])
-
-        return describe
-
-    return start
-
-
-def embedding(config: model.ModelConfig) -> Callable[[Any], Describe]:
-    """SCNet's appearance embedding of every region."""
-    encode = _encode(config)
-
-    def start(variables: Any) -> Describe:
-        def describe(image: np.ndarray, boxes: np.ndarray) -> Array:
-            frame = to_square(boxes, image.shape[:2])[None]
-            return encode(variables, {"image": square(image)[None], "boxes": frame})["appearance"][0]
-
-        return describe
-
-    return start
-
-
-def _encode(config: model.ModelConfig) -> Callable[..., dict[str, Array]]:
-    return jax.jit(functools.partial(model.encode, config))
-
-
-def _remembered(describe: Describe, proposals: ProposalOptions) -> Callable[[Path], Regions]:
-    @functools.lru_cache(maxsize=KEPT)
-    def regions(path: Path) -> Regions:
-        image = images.read_image(path, orient=False)
-        found = proposals.of(image)
-        boxes = np.pad(found, ((0, proposals.count - len(found)), (0, 0)))
-        return Regions(boxes, len(found), image.shape[:2], describe(image, boxes))
-
-    return regions
-
-
-@functools.partial(jax.jit, static_argnames="centre")
-def _cosines(*sides: Array, centre: bool, **valid: Array) -> Array:
-    return descriptors.cosine(*sides, centre=centre, **valid)
-
-
-@jax.jit
-def _nam(alike: Array, gate: Array, where: Array) -> Array:
-    return matching.nam(alike, gate, where=where)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _phm(alike: Array, bins: Array, grid: hough.Grid, where: Array) -> Array:
-    return matching.phm(alike, bins, grid, where=where)
-
-
-@jax.jit
-def _lom(scores: Array, source: Array, target: Array, where: Array) -> Array:
-    return matching.lom(scores, source, target, where=where)
-
-
-def _best(scores: Array, source: Regions, target: Regions) -> Matches:
-    """The best match of every real source region."""
-    scores = np.asarray(scores)[: source.count, : target.count]
-    index = scores.argmax(axis=1)
-    return Matches(source.boxes[: source.count], target.boxes[index], scores[np.arange(len(index)), index])

@@ -78,20 +78,10 @@ def method(config: Any) -> tuple[Callable[[Any], correspondence.Match], str]:
     regions = f"{proposals.method} {proposals.count}"
     if options.method == MODEL:
         return correspondence_methods.scnet(net, proposals), f"SCNet-{net.variant} {net.backbone}, {regions}"
-    if options.features not in correspondence_methods.FEATURES:
-        raise ConfigError(
-            f"eval.features: {options.features!r} is none of {', '.join(correspondence_methods.FEATURES)}"
-        )
-    describe = {
-        "hog": correspondence_methods.hog,
-        "pool": correspondence_methods.pool(net),
-        "embedding": correspondence_methods.embedding(net),
-    }[options.features]
-    start = correspondence_methods.untrained(
-        options.method, describe, proposals, centred=options.get("centred", True)
-    )
+    centre = options.get("centred", True)
+    start = correspondence_methods.untrained(options.method, options.features, net, proposals, centred=centre)
     features = "HOG" if options.features == "hog" else f"{net.backbone} {options.features}"
-    centred = "" if options.get("centred", True) else ", not centred"
+    centred = "" if centre or options.features == "embedding" else ", not centred"
     return start, f"{options.method.upper()} {features}{centred}, {regions}"
 
 

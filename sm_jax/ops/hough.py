@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sm_jax.ops.offset_bins import Grid, aspect_gate, bins, edge_margin, grid
+from sm_jax.ops.offset_bins import Grid, aspect_gate, bins, edge_margin, grid, spread
 
-__all__ = ["Grid", "aspect_gate", "bins", "edge_margin", "grid", "vote", "vote_reference"]
+__all__ = ["Grid", "aspect_gate", "bins", "edge_margin", "grid", "spread", "vote", "vote_reference"]
 
 Array = jax.Array
 

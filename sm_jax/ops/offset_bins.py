@@ -113,6 +113,27 @@ def bins(
     return table
 
 
+def spread(table: np.ndarray, cells: Grid, *, step: int = 32) -> tuple[np.ndarray, Grid]:
+    """The same bins numbered in a grid whose columns and rows are rounded up to a multiple of `step`.
+
+    Nothing lies in the cells that are added, so that votes, smoothed or not, stay what they are, and one
+    compiled function serves images of many sizes.
+
+    Args:
+      table: int32 "n m" of `bins`.
+      cells: its grid.
+      step: a positive number.
+
+    Returns:
+      int32 "n m", and a grid of which only the numbers of bins are to be used (its extent is 0).
+    """
+    columns, rows = (-(-count // step) * step for count in (cells.columns, cells.rows))
+    scale, column, row = np.unravel_index(np.maximum(table - 1, 0), cells.shape)
+    wide = Grid(cells.scales, columns, rows, 0.0, 0.0)
+    linear = np.ravel_multi_index((scale, column, row), wide.shape) + 1
+    return np.where(table > 0, linear, 0).astype(np.int32), wide
+
+
 def edge_margin(
     source_boxes: np.ndarray,
     target_boxes: np.ndarray,

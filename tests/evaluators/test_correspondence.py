@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import sm_jax
 from sm_jax.data import images
 from sm_jax.data.scnet import ProposalOptions
 from sm_jax.data.scnet_pairs import label_regions
@@ -16,6 +17,7 @@ from sm_jax.errors import ConfigError, DataError
 from sm_jax.evaluators import correspondence, correspondence_methods, report
 from sm_jax.evaluators import scnet as evaluators
 from sm_jax.evaluators.correspondence import CorrespondenceEvaluator, Matches
+from sm_jax.systems.scnet.model import ModelConfig
 
 PROPOSALS = ProposalOptions(count=40, method="grid")
 
@@ -144,12 +146,12 @@ def test_options_that_cannot_be_used(pairs):
     with pytest.raises(ConfigError, match="alphas"):
         CorrespondenceEvaluator(still, pairs, alphas=(0.0,))
     with pytest.raises(ConfigError, match="none of model, nam"):
-        correspondence_methods.untrained("mam", correspondence_methods.hog, PROPOSALS)
+        correspondence_methods.untrained("mam", "hog", ModelConfig(), PROPOSALS)
 
 
 @pytest.mark.parametrize("matcher", correspondence_methods.MATCHERS)
 def test_untrained_methods_match_a_picture_with_itself(pairs, matcher):
-    method = correspondence_methods.untrained(matcher, correspondence_methods.hog, PROPOSALS, centred=True)
+    method = correspondence_methods.untrained(matcher, "hog", ModelConfig(), PROPOSALS)
     same = [replace(pair, target=pair.source, keypoints_target=pair.keypoints_source) for pair in pairs[:2]]
     values = run(method, same)[1]
     assert values["PCR@0.50"] > 0.9
@@ -188,18 +190,50 @@ def test_methods_and_subsets_by_config(pairs):
     assert "test/bbox/PCK@0.10" in evaluators.metric_names(config(pairs))
 
 
+@pytest.mark.parametrize("matcher", correspondence_methods.MATCHERS)
+def test_matches_are_those_that_people_get(pairs, matcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("SM_JAX_CACHE", str(tmp_path))
+    pair = pairs[0]
+    mine = correspondence_methods.untrained(matcher, "hog", ModelConfig(), PROPOSALS)(None)(pair)
+    options = {"method": matcher, "proposals": PROPOSALS.count, "proposal_method": PROPOSALS.method}
+    same_as_people_get(mine, sm_jax.load("scnet", features="hog", **options), pair)
+
+
+def same_as_people_get(mine, matcher, pair):
+    """The order of a sum depends on padding, which LOM magnifies (see `ops.matching.lom`)."""
+    theirs = matcher.match(pair.source, pair.target)
+    some = mine.confidence > 0
+
+    def by_region(source, target, confidence):
+        found = {tuple(a): (tuple(b), c) for a, b, c in zip(source, target, confidence, strict=True)}
+        return [found[region][0] for region in sorted(found)], [found[region][1] for region in sorted(found)]
+
+    boxes, scores = by_region(theirs.source_boxes, theirs.target_boxes, theirs.confidence)
+    expected = by_region(mine.source_boxes[some], mine.target_boxes[some], mine.confidence[some])
+    assert boxes == expected[0] and len(boxes) > 20
+    np.testing.assert_allclose(scores, expected[1], atol=0.02 * max(scores), rtol=0)
+
+
 @pytest.mark.parametrize("variant", ["A", "AG+"])
 def test_scnet_matches_a_picture_with_itself(pairs, variant):
     """A region is most like itself; whatever the weights."""
     import jax
 
-    from sm_jax.systems.scnet import model
+    from sm_jax.correspondence import Matcher
+    from sm_jax.systems.scnet import model, predict
 
     settings = config(pairs)
     settings.model.update(variant=variant, embed=64, image_size=(224, 224))
     net = model.ModelConfig.create(settings.model)
     variables = model.init(net, jax.random.key(0))
     match = correspondence_methods.scnet(net, PROPOSALS)(variables)
+    people = Matcher(
+        predict.Predictor(net, variables),
+        method=variant.lower(),
+        proposals=PROPOSALS.count,
+        proposal_method=PROPOSALS.method,
+    )
+    same_as_people_get(match(pairs[1]), people, pairs[1])
     same = replace(pairs[0], target=pairs[0].source)
     found = match(same)
     assert np.mean((found.source_boxes == found.target_boxes).all(axis=1)) > 0.6

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sm_jax.ops import hough
+from sm_jax.ops import hough, matching
 from tests.ops.matching_examples import (
     BINS,
     RECORDED,
@@ -47,6 +47,21 @@ def test_golden_margins(path):
     pair = Recorded(path)
     found = hough.edge_margin(pair.source, pair.target, *pair.sizes)
     np.testing.assert_allclose(found, pair["ref_edge_margin"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_wider_grid_has_the_same_bins_and_votes():
+    rng = np.random.default_rng(0)
+    sizes = (70, 90), (60, 100)
+    boxes = [random_boxes(rng, 30, size) for size in sizes]
+    cells, table = hough.grid(sizes[1], kind="phm"), hough.bins(*boxes, *sizes, kind="phm")
+    wider, wide = hough.spread(table, cells, step=32)
+    assert (wide.columns, wide.rows) == (64, 32) and (cells.columns, cells.rows) == (40, 24)
+    np.testing.assert_array_equal(wider > 0, table > 0)
+    assert len(np.unique(wider)) == len(np.unique(table)) > 10 and wider.max() <= wide.size
+    similarity = jnp.asarray(rng.random((30, 30)), jnp.float32)
+    found = matching.phm(similarity, jnp.asarray(wider), wide)
+    np.testing.assert_allclose(found, matching.phm(similarity, jnp.asarray(table), cells), rtol=1e-5)
+    np.testing.assert_array_equal(hough.spread(table, cells, step=1)[0], table)
 
 
 @recorded

@@ -1,10 +1,12 @@
 """From two pictures and their boxes to region matches, a dense flow and moved points.
 
-A picture is described once (`Predictor.describe`) and matched with any number of others. Boxes are scaled to
-one frame (`ModelConfig.image_size`) for bins, gates and pooling; results are pixels of the pictures. Sets of
-boxes are padded to a bucket, so that one program serves any number of them.
+A picture is described once (`Predictor.describe`) and matched with any number of others. NAM, PHM and LOM
+work in the pictures' own pixels, pooling and SCNet's scores in one frame (`ModelConfig.image_size`), each as
+published. Results are pixels of the pictures. Sets of boxes are padded to a bucket, so that one program
+serves any number of them.
 """
 
+import copy
 import dataclasses
 import functools
 from collections import Counter
@@ -24,6 +26,8 @@ from sm_jax.systems.scnet import descriptors, model
 
 METHODS = ("nam", "phm", "lom", "a", "ag", "ag+")
 """The three of Proposal Flow, and SCNet's scores on the same similarities."""
+OWN_PIXELS = ("nam", "phm", "lom")
+"""Those that work in the pictures' own pixels; the others in the frame."""
 FEATURES = ("embedding", "roi", "hog")
 BUCKETS = (500, 1000)
 """Numbers of boxes that are compiled for; more than the last go in multiples of it."""
@@ -43,6 +47,11 @@ class Side(NamedTuple):
     boxes: np.ndarray
     frame_boxes: np.ndarray
     vectors: dict[str, jax.Array]
+
+    @property
+    def pixel_boxes(self) -> np.ndarray:
+        """(bucket, 4) float64, `boxes` padded like `frame_boxes`."""
+        return np.pad(self.boxes.astype(np.float64), ((0, len(self.frame_boxes) - len(self.boxes)), (0, 0)))
 
     @property
     def valid(self) -> np.ndarray:
@@ -68,7 +77,8 @@ class Predictor:
     """Describes pictures and matches their regions with a bounded number of compiled programs.
 
     Attributes:
-      compiles: how often each of "describe" and the methods was traced: once per bucket.
+      compiles: how often each of "describe" and the methods was traced: once per bucket ("phm" also for
+        targets of another shape, rounded; see `hough.spread`).
       config: the model.
     """
 
@@ -115,7 +125,16 @@ class Predictor:
             return {"appearance": descriptors.flatten(found, pool=pool)}
 
         self._describe = jax.jit(describe)
-        self._match = {method: jax.jit(functools.partial(self._scores, method)) for method in METHODS}
+        self._match = {
+            method: jax.jit(functools.partial(self._scores, method), static_argnames="grid")
+            for method in METHODS
+        }
+
+    def with_variables(self, variables: model.Variables | None) -> "Predictor":
+        """The same predictor of other variables of the same shapes; both share what is compiled."""
+        other = copy.copy(self)
+        other._variables = variables
+        return other
 
     def check(self, method: str) -> None:
         """Raise `ConfigError` for an unknown method, or one that the model cannot do."""
@@ -165,14 +184,19 @@ class Predictor:
         self.check(method)
         rows = max(len(source.frame_boxes), len(target.frame_boxes))
         sides = [_padded(side, rows) for side in (source, target)]
-        boxes = [side.frame_boxes for side in sides]
-        frame = self.config.image_size
+        if method in OWN_PIXELS:
+            boxes, sizes = [side.pixel_boxes for side in sides], [side.size for side in sides]
+        else:
+            boxes, sizes = [side.frame_boxes for side in sides], [self.config.image_size] * 2
+        grid = None
         if method in ("nam", "lom"):
             table = hough.aspect_gate(*boxes)
         elif method == "a":
             table = np.zeros((), np.int32)
         else:
-            table = hough.bins(*boxes, frame, frame, kind="phm" if method == "phm" else "scnet")
+            table = hough.bins(*boxes, *sizes, kind="phm" if method == "phm" else "scnet")
+        if method == "phm":  # the grid is that of the target's size
+            table, grid = hough.spread(table, hough.grid(sizes[1], kind="phm"))
         valid = [side.valid for side in sides]
         index, confidence, scores = jax.device_get(
             self._match[method](
@@ -180,12 +204,13 @@ class Predictor:
                 [jnp.asarray(one, jnp.float32) for one in boxes],
                 jnp.asarray(table),
                 [jnp.asarray(one) for one in valid],
+                grid=grid,
             )
         )
         n, m = len(source.boxes), len(target.boxes)
         return Matches(index[:n], confidence[:n], scores[:n, :m])
 
-    def _scores(self, method, vectors, boxes, table, valid):
+    def _scores(self, method, vectors, boxes, table, valid, grid):
         """Traced: (index, confidence, scores) of padded sides."""
         self.compiles[method] += 1
         where = valid[0][:, None] & valid[1][None, :]
@@ -200,7 +225,7 @@ class Predictor:
         elif method == "lom":
             found = matching.lom(matching.nam(first, table, where=where), *boxes, where=where)
         elif method == "phm":
-            found = matching.phm(first, table, hough.grid(self.config.image_size, kind="phm"), where=where)
+            found = matching.phm(first, table, grid, where=where)
         else:
             config = dataclasses.replace(self.config, variant=method.upper())
             bins = None if method == "a" else table

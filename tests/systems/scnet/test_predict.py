@@ -33,8 +33,11 @@ def _pair(predictor, n=5, m=7):
     return [predictor.describe(image, some) for image, some in zip(images, boxes, strict=True)]
 
 
-def _frame(side):
-    return side.frame_boxes[: len(side.boxes)]
+def _where(method, *sides):
+    """Boxes and sizes where a method works."""
+    if method in predict.OWN_PIXELS:
+        return [side.boxes for side in sides], [side.size for side in sides]
+    return [side.frame_boxes[: len(side.boxes)] for side in sides], [tiny.SIZE] * 2
 
 
 @pytest.mark.parametrize("method", predict.METHODS)
@@ -45,16 +48,15 @@ def test_every_method_is_its_reference_without_padding(trained, method):
         np.asarray(source.vectors[name][:5], np.float64) @ np.asarray(target.vectors[name][:7]).T
         for name in ("appearance", "geometry")
     )
-    boxes = _frame(source), _frame(target)
-    grid = tiny.SIZE, tiny.SIZE
+    boxes, sizes = _where(method, source, target)
     if method in ("nam", "lom"):
         expected = reference.nam(f, hough.aspect_gate(*boxes))
         if method == "lom":
             expected = reference.lom(expected, *boxes)
     elif method == "phm":
-        expected = reference.phm(f, hough.bins(*boxes, *grid, kind="phm"), hough.grid(tiny.SIZE, kind="phm"))
+        expected = reference.phm(f, hough.bins(*boxes, *sizes, kind="phm"), hough.grid(sizes[1], kind="phm"))
     else:
-        bins = None if method == "a" else hough.bins(*boxes, *grid)
+        bins = None if method == "a" else hough.bins(*boxes, *sizes)
         expected = reference.scnet_scores(
             f, bins, geometry=g if method == "ag+" else None, vote_threshold=0.1
         )
@@ -71,6 +73,25 @@ def test_one_program_per_bucket(plain, trained):
         predictor.match(*sides, method="nam")
     assert dict(predictor.compiles) == {"describe": 2, "ag": 2, "nam": 2}
     assert [plain._bucket(n) for n in (1, 8, 9, 16, 17, 40)] == [8, 8, 16, 16, 32, 48]
+
+
+def test_one_program_of_phm_for_pictures_of_many_sizes(trained):
+    predictor = trained.with_variables(tiny.variables())
+    before = predictor.compiles["phm"]
+    boxes = tiny.boxes(np.random.default_rng(1), 5, (40, 40))
+    for size in ((50, 60), (52, 61), (60, 64)):
+        side = predictor.describe(_picture(0, size), boxes)
+        predictor.match(side, side, method="phm")
+    assert predictor.compiles["phm"] - before <= 1 and predictor.compiles is trained.compiles
+
+
+def test_other_variables_give_other_vectors(trained):
+    image, boxes = _picture(0, (50, 60)), tiny.boxes(np.random.default_rng(1), 5, (50, 60))
+    before = trained.compiles["describe"]
+    other = trained.with_variables(model.init(trained.config, tiny.jax.random.key(5)))
+    pair = [one.describe(image, boxes).vectors["appearance"] for one in (trained, other)]
+    assert not np.allclose(*pair, atol=0.1)
+    assert trained.compiles["describe"] - before <= 1
 
 
 def test_a_picture_matches_itself(plain):
