@@ -35,10 +35,9 @@ def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator | M
     """
     options = config.eval
     start, name = method(config)
-    path = Path(config.data.source).expanduser()
-    if mask_pairs.is_caltech(path) or mask_pairs.is_parts(path):
-        read = mask_pairs.read_caltech if mask_pairs.is_caltech(path) else mask_pairs.read_parts
-        pairs = subset(read(path), options.get("max_pairs", 0))
+    masked = mask_pairs.read(Path(config.data.source).expanduser())
+    if masked is not None:
+        pairs = subset(masked, options.get("max_pairs", 0))
         return {"test": MaskEvaluator(start, pairs, name=name, progress=progress)}
     trained = options.method == MODEL or options.features == "embedding"
     found = {}

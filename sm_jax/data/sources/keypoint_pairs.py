@@ -40,8 +40,8 @@ def open_pairs(
     """The key-point pairs at `path`, whichever of the known forms it has; notes are logged.
 
     Args:
-      path: the folder of PF-WILLOW (`pf_willow`) or PF-PASCAL (`pf_pascal`), or a person's own `.csv` or
-        `.json` file (`pair_files`).
+      path: the folder of PF-WILLOW (`pf_willow`) or PF-PASCAL (`pf_pascal`), a person's own `.csv` or `.json`
+        file (`pair_files`), or what `builders.pairs.build_pairs` built of any of them.
       split: "train", "val", "test", another name that the data uses, or "all".
       lists: folder of PF-PASCAL's CSV lists, where they do not lie in `path`.
       convention: of the coordinates of a person's own file, "edges" or "matlab".
@@ -54,7 +54,8 @@ def open_pairs(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     own = path.is_file() and path.suffix.lower() in (".csv", ".json")
-    if lists and own:
+    built = (path / "dataset_info.json").is_file()
+    if lists and (own or built):
         raise ConfigError(f"pairs: lists={str(lists)!r} goes with PF-PASCAL's folder, not with {path.name}")
     if convention != "edges" and not own:
         raise ConfigError(
@@ -62,6 +63,10 @@ def open_pairs(
         )
     if own:
         found = pair_files.read(path, convention=convention)
+    elif built:
+        from sm_jax.data.builders import pairs  # TFDS is only needed for what it built
+
+        found = pairs.open_pairs(path)
     elif path.is_dir() and (lists or pf_pascal.recognised(path)):
         found = pf_pascal.read(path, lists=Path(lists).expanduser() if lists else None)
     elif pf_willow.recognised(path):

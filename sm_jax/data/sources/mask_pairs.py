@@ -66,6 +66,23 @@ class MaskPair:
     keypoints_target: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
 
+def read(path: Path) -> list[MaskPair] | None:
+    """The pairs of a folder of Caltech-101 or PASCAL-Parts, or built of one; None for any other.
+
+    Raises:
+      DataError: see `read_caltech`, `read_parts` and `builders.pairs.open_mask_pairs`.
+    """
+    if is_caltech(path):
+        return read_caltech(path)
+    if is_parts(path):
+        return read_parts(path)
+    if (path / "dataset_info.json").is_file():
+        from sm_jax.data.builders import pairs as built
+
+        return built.open_mask_pairs(path) if built.holds_masks(path) else None
+    return None
+
+
 def is_caltech(path: Path) -> bool:
     """Whether `path` is a folder of Caltech-101."""
     return (path / CALTECH_PICTURES).is_dir()
