@@ -9,7 +9,8 @@ identity transformation, on the default data (generated shelves, classes that no
   --step=N              another checkpoint of the run: a step, best or last
   --config=FILE[:ARGS]  evaluate what this config starts from, without a run; results go to runs/evaluation
   --data=PATH           another data set: COCO JSON, Pascal VOC folder, OS2D CSV, folder per class, shelves;
-                        for a model of phrases: JSON of phrases, shapes or shelves
+                        for a model of phrases: JSON of phrases, shapes or shelves; for SCNet: pairs with
+                        key-points (PF-PASCAL, PF-WILLOW, CSV, JSON), figures, Caltech-101, PASCAL-Parts
   --split=NAME          another split
   --protocol=requests   single pictures of objects are the requests, for a model of pictures: docs/requests.md
   --out=DIR             where the results go

@@ -19,13 +19,13 @@ from sm_jax import platform
 from sm_jax.errors import run_main
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "os2d.py"
-GENERATED = ("shelves", "shapes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train by the command line `argv` (default: this process's); returns the exit status."""
     platform.setup()
     from sm_jax import training  # after the platform is settled
+    from sm_jax.data import GENERATED
     from sm_jax.data.sources.files import outside
     from sm_jax.training import commandline
     from sm_jax.training.signals import Interrupted

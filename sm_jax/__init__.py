@@ -19,6 +19,8 @@ _EXPORTS = {
     "Detector": "api",
     "PhraseDetector": "phrase_detector",
     "RequestDetector": "request_detector",
+    "Matcher": "correspondence",
+    "Correspondence": "correspondence",
     "Detections": "detections",
     "PhraseDetections": "detections",
     "RequestDetections": "detections",

@@ -17,6 +17,7 @@ from sm_jax.search import listed
 from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyramid_sizes
 
 if TYPE_CHECKING:
+    from sm_jax.correspondence import Matcher
     from sm_jax.phrase_detector import PhraseDetector
     from sm_jax.request_detector import RequestDetector
 
@@ -24,7 +25,12 @@ THRESHOLD = 0.55
 """For the packaged ImageNet features. Chosen by eye on a few shelf photographs, not measured: other pictures
 and other weights may need another value."""
 
-SYSTEMS = {"os2d": "resnet50-caffe-c4", "crossmodal": "crossmodal-shapes", "ssm": "ssm-shelves"}
+SYSTEMS = {
+    "os2d": "resnet50-caffe-c4",
+    "crossmodal": "crossmodal-shapes",
+    "ssm": "ssm-shelves",
+    "scnet": "resnet50-caffe-c4",
+}
 """What `load` knows, and the weights that it takes by itself."""
 
 
@@ -194,26 +200,32 @@ def load(
     transform: str | os.PathLike = "",
     model: Mapping[str, Any] | None = None,
     **options,
-) -> "Detector | PhraseDetector | RequestDetector":
+) -> "Detector | PhraseDetector | RequestDetector | Matcher":
     """A matcher with pretrained weights.
 
     Args:
       name: the system: "os2d" finds what pictures show, "crossmodal" what phrases describe, "ssm" members of
-        the class of which a picture shows one.
+        the class of which a picture shows one, "scnet" what of one image lies where in another.
       weights: a registered name (`sm-jax weights list`), a safetensors file, or the folder of a training run;
         default: those of `SYSTEMS`. For os2d, weights of a backbone alone give the sliding-window matcher:
-        templates are not deformed. For the others a file is one of `sm-jax weights export`.
+        templates are not deformed. For scnet they are features without training (`features=` has
+        others). For the rest, and for trained scnet, a file is one of `sm-jax weights export`.
       transform: os2d: weights of the transformation network, if they come from another file.
       model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
         (os2d: depth, norm and version; the others: everything) is read from them.
       **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
-        `batch` and `proposals`; ssm: of `RequestDetector`, `batch`.
+        `batch` and `proposals`; ssm: of `RequestDetector`, `batch`; scnet: of
+        `correspondence.load`, `features`, `method`, `proposals` and others.
 
     Raises:
       ConfigError: an unknown system or model field; WeightsError: weights that are not there or do not fit.
     """
     if name not in SYSTEMS:
         raise ConfigError(f"no system called {name!r}; there are: {', '.join(SYSTEMS)}")
+    if name == "scnet" and not transform:
+        from sm_jax import correspondence
+
+        return correspondence.load(weights, model, **options)
     weights = SYSTEMS[name] if weights is None else os.fspath(weights)
     if name != "os2d":
         if transform:

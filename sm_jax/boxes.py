@@ -62,6 +62,22 @@ def xyxy_to_yxyx(boxes):
 yxyx_to_xyxy = xyxy_to_yxyx
 
 
+def inclusive_to_half_open(boxes):
+    """1-based corners that belong to the box (MATLAB's x1 y1 x2 y2) to this library's; "... 4" -> "... 4".
+
+    (11, 11, 31, 31) are the 21 pixels 10..30 counted from 0, here (10, 10, 31, 31). The only place, with its
+    inverse, where the two conventions meet; SCNet and Proposal Flow compute in the first.
+    """
+    xp, boxes = _arrays(boxes)
+    return xp.concatenate([boxes[..., :2] - 1, boxes[..., 2:]], axis=-1)
+
+
+def half_open_to_inclusive(boxes):
+    """The inverse of `inclusive_to_half_open`: x2 - x1 of the result is one less than the width."""
+    xp, boxes = _arrays(boxes)
+    return xp.concatenate([boxes[..., :2] + 1, boxes[..., 2:]], axis=-1)
+
+
 # measures -----------------------------------------------------------------------------------------
 
 

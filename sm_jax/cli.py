@@ -1,6 +1,7 @@
-"""The command `sm-jax`: detect | data check, preview | weights ..."""
+"""The command `sm-jax`: detect | match | data check, preview | weights ..."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -105,10 +106,48 @@ DETECT_OPTIONS = {
     },
 }
 
+MATCH_OPTIONS = {
+    "--source": {"required": True, "metavar": "PATH", "help": "the picture whose regions are looked for"},
+    "--target": {"required": True, "metavar": "PATH", "help": "the picture in which they are looked for"},
+    "--points": {
+        "nargs": "+",
+        "metavar": "X,Y",
+        "help": "points of the source, in pixels, to find in the target",
+    },
+    "--out": {
+        "metavar": "DIR",
+        "help": "write matches.json, flow.npz, warped.png (target onto source), matches.png (side by side)",
+    },
+    "--json": {
+        "action": "store_true",
+        "help": "print one JSON document on stdout; all else goes to stderr",
+    },
+    "--method": {
+        "choices": ("nam", "phm", "lom", "a", "ag", "ag+"),
+        "help": "how matches are scored (default: lom, or a trained model's own: a, ag, ag+)",
+    },
+    "--features": {
+        "metavar": "NAME",
+        "help": "what regions are compared by without training: resnet50 (default), googlenet-4d, "
+        "googlenet-4e, googlenet-5b, vgg16, resnet101, hog",
+    },
+    "--proposals": {"type": int, "metavar": "N", "help": "regions per picture (default: 1000)"},
+    "--smooth": {"action": "store_true", "help": "a smooth flow of all pixels; takes longer"},
+    "--weights": {
+        "metavar": "W",
+        "help": "a trained model: folder of a training run, or file; or weights of a backbone",
+    },
+}
+
+NEGATIVE_POINT = re.compile(r"-[\d.][^-]*,.*")
+"""What can only be meant as a point with a negative x."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's); returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["match"]:  # argparse would take "-3,5" for an option; a blank before it makes it a value
+        argv = [f" {word}" if NEGATIVE_POINT.fullmatch(word) else word for word in argv]
     arguments = parser(whole=argv[:1] == ["weights"]).parse_args(argv)
     return run_main(lambda: arguments.run(arguments))
 
@@ -124,6 +163,7 @@ def parser(*, whole: bool = True) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"sm-jax {sm_jax.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_detect(commands)
+    _add_match(commands)
     _add_data(commands)
     if whole:
         from sm_jax.weights import cli as weights
@@ -156,6 +196,29 @@ def _detect(arguments) -> int:
     from sm_jax import detect_command  # after the platform is settled
 
     return detect_command.run(arguments)
+
+
+def _add_match(commands) -> None:
+    command = commands.add_parser(
+        "match",
+        help="find what of one picture lies where in another of the same kind of thing",
+        description="Match the regions of two pictures; move points, and every pixel, from one to the other.",
+        epilog="example: sm-jax match --source a.jpg --target b.jpg --points 40,62 110,35 --out matched\n\n"
+        + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, options in MATCH_OPTIONS.items():
+        command.add_argument(name, **options)
+    command.set_defaults(run=_match)
+
+
+def _match(arguments) -> int:
+    from sm_jax import platform
+
+    platform.setup()
+    from sm_jax import match_command  # after the platform is settled
+
+    return match_command.run(arguments)
 
 
 def _add_data(commands) -> None:

@@ -3,6 +3,7 @@
 * pixels: continuous, pixel edges on integers, origin at the image's top-left corner.
 * index: continuous coordinate of a feature map, the centre of cell i on the integer i.
 * unit: -1 on the first index, +1 on the last (corner aligned).
+* one-based: MATLAB's pixels, the centre of the first pixel on 1 (SCNet, Proposal Flow and their data).
 * local: OS2D's frame around one feature cell, -1 and +1 on the two sides of the template box.
 
 Every function is elementwise: x with x (and width), y with y (and height); NumPy and jax alike.
@@ -19,6 +20,26 @@ def pixels_to_index(pixels, *, stride=16):
 def index_to_pixels(index, *, stride=16):
     """Feature-map index to image pixels; the inverse of `pixels_to_index`."""
     return (index + 0.5) * stride
+
+
+def one_based_to_pixels(one_based):
+    """MATLAB's coordinate to pixels: the centre of the first pixel is 1 there and 0.5 here."""
+    return one_based - 0.5
+
+
+def pixels_to_one_based(pixels):
+    """Pixels to MATLAB's coordinate; the inverse of `one_based_to_pixels`."""
+    return pixels + 0.5
+
+
+def present(keypoints):
+    """Which key-points are real: NumPy "... 2" pixels -> "..." bool.
+
+    Absent is a point with a coordinate that is NaN or infinite, or not above 0 counted from 1 (-0.5 here), as
+    the padding -1 of many lists is. Source: published SCNet code, which drops the latter.
+    """
+    keypoints = np.asarray(keypoints, np.float64)
+    return np.all(np.isfinite(keypoints) & (pixels_to_one_based(keypoints) > 0), axis=-1)
 
 
 def unit_to_index(unit, length):

@@ -241,3 +241,23 @@ def test_anchor_order_is_row_major_with_height_first():
     assert grid.dtype == np.float32 and grid.shape == (6, 4)
     np.testing.assert_array_equal(grid[1], [12, 3, 18, 7])
     np.testing.assert_array_equal(grid[3], [2, 13, 8, 17])
+
+
+# 1-based inclusive corners ------------------------------------------------------------------------
+
+
+@both
+def test_inclusive_corners(xp):
+    inclusive = xp.asarray(np.float32([[11, 11, 31, 31], [1, 1, 1, 1]]))
+    found = boxes.inclusive_to_half_open(inclusive)
+    np.testing.assert_array_equal(found, [[10, 10, 31, 31], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(boxes.area(found), [21 * 21, 1])
+    np.testing.assert_array_equal(boxes.half_open_to_inclusive(found), inclusive)
+
+
+@relaxed
+@given(st.lists(st.floats(1, 1e4), min_size=4, max_size=4))
+def test_inclusive_corners_survive_the_round_trip_exactly(corners):
+    corners = np.array([corners], np.float64)
+    found = boxes.half_open_to_inclusive(boxes.inclusive_to_half_open(corners))
+    np.testing.assert_array_equal(found, corners)

@@ -43,3 +43,10 @@ def test_local_pixels_of_the_identity_are_the_anchor():
     anchor = boxes.anchor_grid((3, 4))[2 * 4 + 1]
     sides = [points.local_to_pixels(u, cell) for u in (-1.0, 1.0) for cell in (1, 2)]
     np.testing.assert_array_equal(sides, anchor)
+
+
+def test_one_based_pixels_and_absent_points():
+    np.testing.assert_array_equal(points.one_based_to_pixels(np.array([1.0, 7])), [0.5, 6.5])
+    assert points.pixels_to_one_based(points.one_based_to_pixels(3.25)) == 3.25
+    keypoints = [[0, 0], [-0.4, 3], [-0.5, 3], [-1, -1], [3, np.nan], [np.inf, 1]]
+    assert points.present(keypoints).tolist() == [True, True, False, False, False, False]

@@ -1,14 +1,19 @@
 """Sources with random access, augmentation and the training iterator. NumPy only; see `docs/own-data.md`."""
 
+import functools
+import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sm_jax.data.measure import Measured, measure, query_canvas
 from sm_jax.data.phrases import PhraseSource
 from sm_jax.data.sources import Source, open_source
 from sm_jax.data.sources.classes import CLASSES
+from sm_jax.data.sources.pair_records import PairList
 from sm_jax.errors import ConfigError
 
 __all__ = [
@@ -17,15 +22,17 @@ __all__ = [
     "Source",
     "image_scale",
     "make_encoder",
+    "make_pairs",
     "make_phrase_source",
     "make_source",
     "make_train_iterator",
+    "make_training_pairs",
     "measure",
     "open_source",
     "query_canvas",
 ]
 
-GENERATED = ("shapes", "shelves")
+GENERATED = ("figures", "shapes", "shelves")
 """Values of `data.source` that are no path."""
 
 _log = logging.getLogger("sm_jax.data")
@@ -144,7 +151,12 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
     """
     from sm_jax.data import pipeline  # grain takes seconds to import and brings jax
 
-    makers = {"os2d": _os2d_builder, "crossmodal": _crossmodal_builder, "ssm": _ssm_builder}
+    makers = {
+        "os2d": _os2d_builder,
+        "crossmodal": _crossmodal_builder,
+        "ssm": _ssm_builder,
+        "scnet": _scnet_builder,
+    }
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
     if config.data.workers < 0:
@@ -223,6 +235,69 @@ def _ssm_builder(config: Any, **process: Any) -> Any:
 
     source = make_ssm_source(config)
     return ssm.BatchBuilder(source, ssm.batch_options(config, image_scale(config.data, source)), **process)
+
+
+def make_pairs(data: Any, split: str) -> PairList:
+    """Key-point pairs of one split.
+
+    Args:
+      data: config section `data`: `source` is "figures" (generated; its options in `data.figures`) or the
+        path of pairs (see `sources.keypoint_pairs`), with which go `lists` and `convention`. With
+        `leave_out`, a category, "train" is all pairs of the others, and any other split all pairs of it.
+      split: "train", "val", "test", another name that the data uses, or "all".
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data.sources import keypoint_pairs
+
+    if not data.source:
+        raise ConfigError("data.source: give 'figures' or the path of pairs with key-points")
+    path, left_out = data.source, data.get("leave_out", "")
+    if path == "figures":
+        from sm_jax.data.synthetic import figures
+
+        cache = data.get("cache_dir", "")
+        path = figures.make(str(Path(cache) / "figures") if cache else "", **data.get("figures", {}))
+    pairs = keypoint_pairs.open_pairs(
+        path,
+        split="all" if left_out else split,
+        lists=data.get("lists", ""),
+        convention=data.get("convention", "edges"),
+    )
+    if left_out and split != "all":
+        pairs = pairs.leave_out(left_out)[split != "train"]
+    return pairs
+
+
+def make_training_pairs(config: Any) -> Any:
+    """`scnet.TrainingPairs` of the split "train"; what is left out is logged. The last ones are kept.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    return _training_pairs(config.data.to_json_best_effort(sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _training_pairs(section: str) -> Any:
+    from sm_jax.data import scnet
+
+    data = ConfigDict(json.loads(section))
+    pairs = make_pairs(data, "train")
+    found = scnet.TrainingPairs(
+        pairs, scnet.proposal_options(data), flips=data.get("flips", False), say=_log.warning
+    )
+    for note in found.notes:
+        _log.warning("%s: %s", data.source, note)
+    return found
+
+
+def _scnet_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import scnet
+
+    options = scnet.BatchOptions(config.batch_size, config.data.proposals)
+    return scnet.BatchBuilder(make_training_pairs(config), options, **process)
 
 
 def _shelf_split(split: str, classes: str) -> str:

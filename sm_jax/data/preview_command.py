@@ -42,6 +42,8 @@ def _of_config(arguments: Any) -> Path:
     folder = Path(arguments.folder)
     if config.data.source not in data.GENERATED:
         outside(folder, config.data.source)
+    if config.system == "scnet":
+        raise ConfigError("preview: pairs with key-points have no sheet; evaluate.py draws some of them")
     if config.system == "crossmodal":
         from sm_jax.data import phrase_preview
 

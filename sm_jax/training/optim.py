@@ -25,10 +25,12 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     Parts of the model named in `adam_parts` use `adam`, with `adam_lr` at the schedule's start, whatever the
     others do. `bias_lr` is a factor of the learning rate of every parameter called "bias", and without
     `bias_decay` they have no weight decay; Caffe's networks, such as SSM's, are trained with 2 and False.
+    Parts named in `alternate` take turns of `alternate_every` steps; one that rests keeps its values and its
+    momentum.
 
     Raises:
-      ConfigError: an unknown name, or a `clip_norm`, `ema` or `bias_lr` that no step can use; from its
-        `init`: a part of `adam_parts` that is not there.
+      ConfigError: an unknown name, a `clip_norm`, `ema` or `bias_lr` that no step can use, or `adam_parts`
+        together with `alternate`; from its `init`: a part of either that is not there.
     """
     if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
         raise ConfigError(
@@ -71,7 +73,11 @@ def _scale_biases(factor: float) -> Callable[..., dict[str, Array]]:
 
 def _with_adam_parts(config: Any, makers: dict[str, Callable]) -> optax.GradientTransformation:
     """The optimizer `config.name`, with `adam` for the parts in `adam_parts`."""
-    parts = tuple(config.get("adam_parts", ()))
+    parts, turns = tuple(config.get("adam_parts", ())), tuple(config.get("alternate", ()))
+    if turns:
+        if parts:
+            raise ConfigError("optim.adam_parts and optim.alternate do not go together; empty one of them")
+        return _alternate(makers[config.name], turns, int(config.get("alternate_every", 0)))
     if not parts:
         return makers[config.name]()
     if not config.get("adam_lr", 0.0) > 0 or not config.lr > 0:
@@ -86,6 +92,27 @@ def _with_adam_parts(config: Any, makers: dict[str, Callable]) -> optax.Gradient
         return found
 
     return optax.partition({True: own, False: makers[config.name]()}, labels)
+
+
+def _alternate(
+    make: Callable[[], optax.GradientTransformation], turns: tuple[str, ...], every: int
+) -> optax.GradientTransformation:
+    """Parts of the model in turn, each for `every` steps; source: published SCNet code, second trainer."""
+    if every < 1:
+        raise ConfigError(f"optim.alternate_every={every}: must be at least 1 step, as a rule an epoch")
+
+    def resting(turn: int) -> optax.GradientTransformation:
+        return optax.conditionally_mask(make(), lambda step: step // every % len(turns) == turn)
+
+    def labels(paths):
+        found = {path: path.split("/")[0] for path in paths}
+        if missing := set(turns) - set(found.values()):
+            raise ConfigError(
+                f"optim.alternate: the model trains no part called {', '.join(sorted(missing))}"
+            )
+        return {path: part if part in turns else "" for path, part in found.items()}
+
+    return optax.partition({"": make()} | {part: resting(i) for i, part in enumerate(turns)}, labels)
 
 
 def make_schedule(config: Any, steps: int) -> Callable[[Array], Array]:

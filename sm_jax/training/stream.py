@@ -53,6 +53,11 @@ class Stream:
             self._shardings = sharding.batch_sharding(batches[0], self._mesh)
         return [sharding.put(batch, self._shardings) for batch in batches]
 
+    def complete(self, variables: Any) -> Any:
+        """The variables of a new run with what the iterator adds from its data, if it has a `complete`."""
+        complete = getattr(self._iterator, "complete", None)
+        return variables if complete is None else complete(variables)
+
     def check(self, variables: Any) -> None:
         """Let the iterator refuse a model that its batches are not for, if it has a `check` of its own."""
         check = getattr(self._iterator, "check", None)

@@ -113,6 +113,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             variables, lines = parts.initialize(fresh, config.init)
             for line in lines:
                 metrics.say(line)
+            variables = stream.complete(variables)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
         stream.check(state.variables)
 

@@ -23,7 +23,7 @@ from sm_jax.training.feature_file import Say
 from sm_jax.weights import start
 from sm_jax.weights.io import flatten, unflatten
 
-SYSTEMS = ("crossmodal", "ssm")
+SYSTEMS = ("crossmodal", "scnet", "ssm")
 VERSION = 1  # of how features are made; another one makes all files anew
 OTHER_SPLITS = ("num_val", "num_test", "num_seen")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
@@ -67,7 +67,7 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
     if not config.data.get("cache_trunk", False):
         return data.make_train_iterator(config)
     if config.system not in SYSTEMS:
-        raise ConfigError(f"data.cache_trunk: is for {' and '.join(SYSTEMS)}, not for {config.system}")
+        raise ConfigError(f"data.cache_trunk: is for {', '.join(SYSTEMS)}, not for {config.system}")
     data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
     trunk = importlib.import_module(f"sm_jax.training.trunk_{config.system}").Trunk(config)
     iterator = data.make_train_iterator(config, trunk=trunk.fill(say or _print))
@@ -83,6 +83,11 @@ class Checked:
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
+
+    def complete(self, variables: Any) -> Any:
+        """The variables that a new run starts from, with what its trunk knows from the training pictures."""
+        complete = getattr(self._trunk, "complete", None)
+        return variables if complete is None else complete(variables)
 
     def check(self, variables: Any) -> None:
         """Raise `WeightsError` if training would go on from other frozen weights than the features are of."""

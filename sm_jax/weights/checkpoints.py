@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import formats
+from sm_jax.weights import formats, vgg
 from sm_jax.weights.io import read_tensors, save_variables, sha256, unflatten
 from sm_jax.weights.registry import RGB
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+MATLAB_SUFFIX = ".mat"
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 WRAPPERS = ("net", "state_dict", "model", "blobs")
 
 
 def read(path: str | os.PathLike, *, format: str = "auto") -> tuple[formats.Converted, dict[str, str]]:
-    """Read a safetensors file of any known format, no PyTorch file: `(converted, metadata)`."""
+    """Read a safetensors or MATLAB file of any known format, no PyTorch file: `(converted, metadata)`."""
     path = Path(path)
     if path.suffix in TORCH_SUFFIXES:
         raise WeightsError(
@@ -27,7 +28,7 @@ def read(path: str | os.PathLike, *, format: str = "auto") -> tuple[formats.Conv
         )
     if path.suffix in PICKLE_SUFFIXES:
         raise _pickle_error(path)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = (vgg.read_mat(path), {}) if path.suffix == MATLAB_SUFFIX else read_tensors(path)
     return formats.convert(tensors, format=format, where=str(path)), metadata
 
 
@@ -89,7 +90,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_foreign(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Tensors of a `.safetensors`, `.npz` or PyTorch file under the names of the file.
+    """Tensors of a `.safetensors`, `.npz`, MatConvNet `.mat` or PyTorch file under the names of the file.
 
     PyTorch files are loaded with `weights_only=True`, so nothing in them is executed; torch is imported only
     here.
@@ -99,6 +100,8 @@ def read_foreign(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise _pickle_error(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
+    if path.suffix == MATLAB_SUFFIX:
+        return vgg.read_mat(path)
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as archive:

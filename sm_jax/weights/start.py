@@ -122,6 +122,8 @@ def _imagenet(leaves: Mapping[str, Any]) -> str:
         return "googlenet-bvlc"
     if any(name.startswith("params/backbone/features_") for name in leaves):
         return "mobilenetv2-tv"
+    if any(name.startswith("params/backbone/conv4_3/") for name in leaves):
+        return "vgg16-tv"
     deep = structure.recognise({name: tuple(leaf.shape) for name, leaf in leaves.items()}).depth == 101
     return "resnet101-tv" if deep else "resnet50-caffe-c4"
 
@@ -148,6 +150,20 @@ def _check_asked(init: Any, parts: list[str]) -> None:
             raise ConfigError(
                 f"config.init.{name}={asked[name]!r}: this model has no such part{nearest(name, parts)}"
             )
+
+
+def _geometry_from_appearance(
+    tensors: dict[str, np.ndarray], parts: list[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A trained SCNet-A as the start of an AG+: its second embedding starts as a copy of the first.
+
+    Returns the tensors, and a report line where something was copied. Source: SCNet (ICCV 2017), published
+    code.
+    """
+    if "fc_geometry" not in parts or _part(tensors, "fc_geometry") or not _part(tensors, "fc"):
+        return tensors, []
+    copies = {name.replace("/fc/", "/fc_geometry/", 1): value for name, value in _part(tensors, "fc").items()}
+    return tensors | copies, ["fc_geometry: starts as a copy of fc, which the model alone has"]
 
 
 def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]]:
@@ -178,10 +194,12 @@ def initialize(variables: Mapping[str, Any], init: Any) -> tuple[dict, list[str]
         _check_asked(init, present)
     if model := _setting(init, "model"):
         tensors, phrase = _read(model)
+        tensors, copied = _geometry_from_appearance(tensors, present)
         merged = merge(unflatten(result), tensors, where=model, what="this model (config.model)")
         result.update(flatten(merged))
         loaded.update(present)
         report.append(f"model: {len(tensors)} tensors from {phrase}")
+        report += copied
         if backbone := _setting(init, "backbone"):
             report.append(
                 f"backbone: {backbone} is not used, because config.init.model gives the whole model"

@@ -11,11 +11,17 @@ from PIL import Image
 from tests.goldens import ROOT
 
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"common"})
-RESULT = {"os2d": "val/mAP@0.50", "crossmodal": "val/AP@0.50", "ssm": "val/unseen/average_mAP"}
+RESULT = {
+    "os2d": "val/mAP@0.50",
+    "crossmodal": "val/AP@0.50",
+    "scnet": "val/PCR_AuC",
+    "ssm": "val/unseen/average_mAP",
+}
 REQUEST = {
-    "os2d": ["--query", "query.png"],
-    "crossmodal": ["--text", "the red circles", "find all squares"],
-    "ssm": ["--model", "ssm", "--query", "query.png"],
+    "os2d": ["detect", "--image", "PICTURE", "--query", "query.png"],
+    "crossmodal": ["detect", "--image", "PICTURE", "--text", "the red circles", "find all squares"],
+    "scnet": ["match", "--source", "PICTURE", "--target", "query.png", "--points", "20,20"],
+    "ssm": ["detect", "--image", "PICTURE", "--model", "ssm", "--query", "query.png"],
 }
 
 
@@ -54,6 +60,6 @@ def test_every_config_runs_locally(name, tmp_path):
         opened.convert("RGB").crop((150, 20, 300, 170)).save(tmp_path / "query.png")
     command("-m", "sm_jax.cli", "weights", "export", str(folder), "--out", str(out))
     for weights in (folder, out):
-        arguments = ["--image", str(picture), *REQUEST[name], "--weights", str(weights), "--json"]
-        found = json.loads(command("-m", "sm_jax.cli", "detect", *arguments))
-        assert found["images"][0]["size"]["width"] > 0
+        arguments = [str(picture) if word == "PICTURE" else word for word in REQUEST[name]]
+        found = json.loads(command("-m", "sm_jax.cli", *arguments, "--weights", str(weights), "--json"))
+        assert found["points"] if name == "scnet" else found["images"][0]["size"]["width"] > 0

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from sm_jax.ops.roi import roi_align, roi_max
+from sm_jax import boxes as box_lib
+from sm_jax.ops.roi import roi_align, roi_max, roi_max_matconvnet
 
 relaxed = settings(deadline=None, max_examples=25)
 
@@ -128,10 +129,11 @@ def test_beyond_the_border():
 
 
 def test_max_of_the_published_examples():
-    """Spec of SCNet, 9.4: the same bins for inclusive, 1-based corners of MatConvNet."""
+    """Spec of SCNet, 9.4; inclusive, 1-based corners become the library's."""
     features = np.arange(1, 197, dtype=np.float32).reshape(14, 14, 1)
     corners = np.float32([[33, 17, 160, 128], [100, 100, 110, 108], [1, 1, 224, 224]])
-    found = largest(features, corners - 1, 16, (7, 7))[..., 0]
+    boxes = box_lib.inclusive_to_half_open(corners)
+    found = jax.jit(roi_max_matconvnet)(features, boxes)[..., 0]
     np.testing.assert_array_equal(found[0, 0], [32, 33, 34, 36, 37, 38, 39])
     np.testing.assert_array_equal(found[0, -1], [116, 117, 118, 120, 121, 122, 123])
     np.testing.assert_array_equal(found[0, :, 0], [32, 46, 60, 74, 88, 102, 116])
@@ -141,22 +143,41 @@ def test_max_of_the_published_examples():
     np.testing.assert_array_equal(found[2, -1], [185, 187, 189, 191, 193, 195, 196])
 
 
-@pytest.mark.parametrize("pool", [roi_align, roi_max])
+pooled_matconvnet = jax.jit(roi_max_matconvnet, static_argnames=("stride", "output_size"))
+
+
+@relaxed
+@given(st.integers(0, 10**6), st.sampled_from([((6, 7), (2, 2)), ((1, 9), (3, 1)), ((6, 7), (7, 7))]))
+def test_matconvnet_is_max_of_the_last_pixels(seed, form):
+    cells, output_size = form
+    features, boxes = example(seed, cells=cells)
+    found = pooled_matconvnet(features, boxes, stride=8, output_size=output_size)
+    expected = max_by_loops(features, boxes - np.float32([0, 0, 1, 1]), 8, output_size)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mirrored_box_is_one_cell_wide():
+    features, _ = example(0)
+    found = pooled_matconvnet(features, np.float32([[40, 8, 16, 24]]), stride=8, output_size=(1, 1))
+    np.testing.assert_array_equal(found[0, 0, 0], features[1:4, 5].max(axis=0))
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_max, roi_max_matconvnet])
 def test_gradients(pool):
     features, boxes = example(2, channels=2, count=5)
     # distinct values far apart: a finite difference never changes which cell is the largest
     features = np.random.default_rng(0).permutation(features.size).reshape(features.shape).astype(np.float32)
-    pool = jax.jit(functools.partial(pool, stride=8))
+    pool = jax.jit(functools.partial(pool, stride=8, output_size=(2, 2)))
     check_grads(lambda f: pool(f, boxes), (features,), order=1, modes=["rev"], eps=0.1)
     to_boxes = jax.grad(lambda b: jnp.sum(pool(features, b) ** 2))(boxes)
     np.testing.assert_array_equal(to_boxes, 0)
 
 
-@pytest.mark.parametrize("pool", [roi_align, roi_max])
+@pytest.mark.parametrize("pool", [roi_align, roi_max, roi_max_matconvnet])
 def test_images_by_vmap_and_no_boxes(pool):
     pairs = [example(seed) for seed in range(3)]
     features, boxes = (np.stack([pair[i] for pair in pairs]) for i in range(2))
-    pool = jax.jit(functools.partial(pool, stride=8))
+    pool = jax.jit(functools.partial(pool, stride=8, output_size=(2, 2)))
     together = jax.vmap(pool)(features, boxes)
     for image, pair in enumerate(pairs):
         np.testing.assert_allclose(together[image], pool(*pair), atol=1e-6)
@@ -164,19 +185,19 @@ def test_images_by_vmap_and_no_boxes(pool):
     assert none.shape == (0, 2, 2, 3)
 
 
-@pytest.mark.parametrize("pool", [roi_align, roi_max])
+@pytest.mark.parametrize("pool", [roi_align, roi_max, roi_max_matconvnet])
 def test_boxes_that_are_not_finite_are_zero_and_harmless(pool):
     features, boxes = example(4)
     boxes[1], boxes[2, 2], boxes[3, 1] = np.nan, np.inf, -np.inf
-    pool = jax.jit(functools.partial(pool, stride=8))
+    pool = jax.jit(functools.partial(pool, stride=8, output_size=(2, 2)))
     found, grad = pool(features, boxes), jax.grad(lambda f: jnp.sum(jnp.square(pool(f, boxes))))(features)
     np.testing.assert_array_equal(found[1:4], 0)
     assert np.isfinite(found).all() and np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("pool", [roi_align, roi_max])
+@pytest.mark.parametrize("pool", [roi_align, roi_max, roi_max_matconvnet])
 def test_shapes_and_type_at_real_size(pool):
     features = jax.ShapeDtypeStruct((32, 16, 16, 1280), jnp.bfloat16)
     boxes = jax.ShapeDtypeStruct((32, 100, 4), jnp.float32)
-    out = jax.eval_shape(jax.vmap(functools.partial(pool, stride=32)), features, boxes)
+    out = jax.eval_shape(jax.vmap(functools.partial(pool, stride=32, output_size=(2, 2))), features, boxes)
     assert out.shape == (32, 100, 2, 2, 1280) and out.dtype == jnp.bfloat16

@@ -174,3 +174,24 @@ def test_biases_have_their_own_rate_and_no_decay(name):
 def test_rates_of_biases_that_no_step_can_use_are_refused(factor):
     with pytest.raises(ConfigError, match="optim.bias_lr=.*must be positive"):
         optim.make_optimizer(_config(bias_lr=factor))
+
+
+def test_parts_that_alternate_rest_with_their_momentum():
+    params = {"fc/w": jnp.array([1.0, -2.0]), "fc_geometry/w": jnp.array([1.0, -2.0])}
+    grads = [{name: jnp.array([0.3, -0.1]) for name in params}] * 6
+    steps = _run(_config(alternate=("fc", "fc_geometry"), alternate_every=2), params, grads)
+    plain = _run(_config(), params, grads)
+    for step, alone in ((0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 3)):  # two steps, two of rest, two steps
+        np.testing.assert_allclose(steps[step]["fc/w"], plain[alone]["fc/w"], rtol=1e-6)
+    np.testing.assert_array_equal(steps[1]["fc_geometry/w"], params["fc_geometry/w"])
+    np.testing.assert_allclose(steps[3]["fc_geometry/w"], plain[1]["fc/w"], rtol=1e-6)
+
+
+def test_alternating_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="alternate_every=0"):
+        optim.make_optimizer(_config(alternate=("fc",)))
+    with pytest.raises(ConfigError, match="do not go together"):
+        optim.make_optimizer(_config(alternate=("fc",), adam_parts=("fc",), adam_lr=1.0, alternate_every=1))
+    with pytest.raises(ConfigError, match="trains no part called fc_geometry"):
+        optimizer = optim.make_optimizer(_config(alternate=("fc", "fc_geometry"), alternate_every=1))
+        optimizer.init({"fc/w": jnp.zeros(2)})

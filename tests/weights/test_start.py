@@ -143,3 +143,24 @@ def test_config_dict_and_plain_objects_are_understood():
     for asked in (ml_collections.ConfigDict(init()), types.SimpleNamespace(transform=""), {}):
         _, report = weights.initialize(io.unflatten(small), asked)
         assert len(report) == 1
+
+
+def test_a_trained_scnet_a_starts_an_ag_plus(tmp_path):
+    """Its one embedding becomes both; a file with both is taken as it is, and one with neither refused."""
+    part = {"kernel": np.arange(6.0, dtype=np.float32).reshape(3, 2), "bias": np.ones(2, np.float32)}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), part)
+    wanted = {"params": {"fc": shapes, "fc_geometry": shapes}}
+    path = tmp_path / "a.safetensors"
+    io.save_variables(path, {"params": {"fc": part}})
+    variables, lines = weights.initialize(wanted, {"model": str(path)})
+    for name in ("fc", "fc_geometry"):
+        np.testing.assert_array_equal(variables["params"][name]["kernel"], part["kernel"])
+    assert any("fc_geometry: starts as a copy of fc" in line for line in lines)
+    other = jax.tree.map(lambda x: 2 * x, part)
+    io.save_variables(tmp_path / "both.safetensors", {"params": {"fc": part, "fc_geometry": other}})
+    variables, lines = weights.initialize(wanted, {"model": str(tmp_path / "both.safetensors")})
+    np.testing.assert_array_equal(variables["params"]["fc_geometry"]["kernel"], other["kernel"])
+    assert not any("copy" in line for line in lines)
+    io.save_variables(tmp_path / "geometry.safetensors", {"params": {"fc_geometry": part}})
+    with pytest.raises(WeightsError):
+        weights.initialize(wanted, {"model": str(tmp_path / "geometry.safetensors")})

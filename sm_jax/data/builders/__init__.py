@@ -75,7 +75,7 @@ class BuiltSource:
 
     def __init__(self, folder: str | Path, split: str):
         self._folder, self._split = str(folder), split
-        builder = _builder(self._folder)
+        builder = open_folder(self._folder)
         available = sorted(set(builder.info.splits) - {CLASSES})
         if CLASSES not in builder.info.splits:
             raise DataError(f"{folder}: a TFDS folder, but not one built by sm_jax.data.builders")
@@ -106,7 +106,7 @@ class BuiltSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open(_builder(self._folder))  # open files do not travel between processes
+        self._open(open_folder(self._folder))  # open files do not travel between processes
 
     def __len__(self) -> int:
         return len(self._annotations)
@@ -165,7 +165,8 @@ def _objects(example: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     )
 
 
-def _builder(folder: str):
+def open_folder(folder: str):
+    """The TFDS builder of a built folder; raises DataError for anything else."""
     import tensorflow_datasets as tfds
 
     try:

@@ -1,0 +1,109 @@
+"""A person's own key-point pairs: one CSV or one JSON beside the pictures.
+
+    source_image,target_image,class,XA,YA,XB,YB[,split]
+    a.jpg,b.jpg,mug,10;20.5;-1,30;40;-1,12;22;50,31;44;60
+
+    {"pairs": [{"source": "a.jpg", "target": "b.jpg", "class": "mug", "split": "train",
+                "keypoints_source": [[10, 30], [20.5, 40], null],
+                "keypoints_target": [[12, 31], [22, 44], [50, 60]]}]}
+
+A point that is invisible is -1, -1 (or nan, nan) in the CSV and null (or [-1, -1]) in the JSON. `class` and
+`split` may be left out in the JSON, `split` in the CSV. Coordinates have pixel edges on integers (the centre
+of the first pixel is 0.5, 0.5), or with `convention="matlab"` count pixel centres from 1, as the lists of
+PF-PASCAL do.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sm_jax.data import images
+from sm_jax.data.sources.files import PictureIndex, read_json
+from sm_jax.data.sources.pair_records import SHIFTS, KeypointPair, PairList, make_list, points
+from sm_jax.data.sources.pf_pascal import COLUMNS, POINT_COLUMNS, listed_points, rows
+from sm_jax.errors import ConfigError, DataError
+
+SLACK = 1.0  # pixels that a point may lie outside its picture
+HELP = (
+    'expected {"pairs": [{"source": ..., "target": ..., "keypoints_source": [[x, y], ...], '
+    '"keypoints_target": [...]}]}'
+)
+
+
+def read(path: Path, *, convention: str = "edges") -> PairList:
+    """The pairs of a `.csv` or `.json` file; those without a split are in "train".
+
+    Pictures are looked for in the folder of the file and its `images` and `JPEGImages`.
+
+    Raises:
+      ConfigError: an unknown convention.
+      DataError: the file cannot be read, a picture is missing, or points cannot be used or lie outside.
+    """
+    if convention not in SHIFTS:
+        raise ConfigError(f"pairs: convention={convention!r} is not one of {', '.join(SHIFTS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    root = path.parent.resolve()
+    index = PictureIndex([root, root / "images", root / "JPEGImages"])
+    entries = _csv(path, convention) if path.suffix.lower() == ".csv" else _json(path, convention)
+    sizes: dict[Path, tuple[int, int]] = {}
+    pairs = []
+    for where, names, class_name, ends, split in entries:
+        found = []
+        for name, keypoints in zip(names, ends, strict=True):
+            picture = index.by_name(name)
+            if picture is None:
+                raise DataError(f"{where}: picture {name!r} was not found in {root}")
+            if picture not in sizes:
+                sizes[picture] = images.image_size(picture, orient=False)
+            _check_inside(keypoints, sizes[picture], f"{where}: {name}")
+            found.append(picture)
+        pairs.append(KeypointPair(*found, class_name, *ends, split))
+    return make_list("own pairs", path, pairs)
+
+
+def _csv(path: Path, convention: str):
+    for where, row in rows(path, (*COLUMNS, *POINT_COLUMNS)):
+        ends = listed_points(row, where, convention=convention)
+        names = row["source_image"].strip(), row["target_image"].strip()
+        yield where, names, row["class"].strip(), ends, (row.get("split") or "").strip() or "train"
+
+
+def _json(path: Path, convention: str):
+    document = read_json(path)
+    entries = document.get("pairs") if isinstance(document, dict) else document
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: the list 'pairs' is missing; {HELP}")
+    for number, entry in enumerate(entries):
+        where = f"{path}: pairs[{number}]"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: is no object; {HELP}")
+        for name in ("source", "target", "keypoints_source", "keypoints_target"):
+            if name not in entry:
+                raise DataError(f"{where}: {name!r} is missing; {HELP}")
+        texts = [entry["source"], entry["target"], entry.get("class", ""), entry.get("split", "train")]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{where}: source, target, class and split are texts")
+        ends = tuple(
+            points(_rows(entry[name]), convention=convention, where=f"{where}: {name}")
+            for name in ("keypoints_source", "keypoints_target")
+        )
+        yield where, texts[:2], texts[2], ends, texts[3]
+
+
+def _rows(values: Any) -> Any:
+    if not isinstance(values, list):
+        return values
+    return [[np.nan, np.nan] if value is None else value for value in values]
+
+
+def _check_inside(keypoints: np.ndarray, size: tuple[int, int], where: str) -> None:
+    high = np.array([size[1], size[0]]) + SLACK
+    outside = ((keypoints < -SLACK) | (keypoints > high)).any(1)  # False for NaN
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        x, y = keypoints[row]
+        raise DataError(
+            f"{where}: key-point {row} ({x:g}, {y:g}) lies outside the picture of {size[1]}x{size[0]}"
+        )

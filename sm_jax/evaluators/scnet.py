@@ -1,0 +1,119 @@
+"""SCNet, or an untrained method in its place, on the pairs of a data set; see `correspondence`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sm_jax import data as data_lib
+from sm_jax.data import scnet
+from sm_jax.data.sources import mask_pairs
+from sm_jax.data.sources.pair_records import PairList, check_overlap
+from sm_jax.errors import ConfigError, DataError
+from sm_jax.evaluators import correspondence, correspondence_methods
+from sm_jax.evaluators.correspondence import ALPHAS, CorrespondenceEvaluator
+from sm_jax.evaluators.mask_transfer import MaskEvaluator
+from sm_jax.systems.scnet import model
+
+NORMS = {"PF-PASCAL": ("scnet224",), "PF-WILLOW": ("bbox",)}
+"""The normaliser under which results of a data set were published; of own pairs "bbox"."""
+MODEL = "model"
+
+
+def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator | MaskEvaluator]:
+    """An evaluator for each split of `config.eval.splits`; of Caltech-101 and PASCAL-Parts one, "test".
+
+    Args:
+      config: the whole config; read are `model`, `data` and of `eval`: `method` ("model", or "nam", "phm",
+        "lom" on `features`: "hog", "pool", "embedding"), `centred`, `norms` (empty: the published one),
+        `alphas`, `max_pairs` (0: all) and `force_overlap`.
+      progress: see `evaluators.make`.
+
+    Raises:
+      ConfigError: options that cannot be used. DataError: no such data, or pairs that were trained on.
+    """
+    options = config.eval
+    start, name = method(config)
+    masked = mask_pairs.read(Path(config.data.source).expanduser())
+    if masked is not None:
+        pairs = subset(masked, options.get("max_pairs", 0))
+        return {"test": MaskEvaluator(start, pairs, name=name, progress=progress)}
+    trained = options.method == MODEL or options.features == "embedding"
+    found = {}
+    for split in options.splits:
+        pairs = data_lib.make_pairs(config.data, split)
+        notes = overlap(config, pairs) if trained else []
+        found[split] = CorrespondenceEvaluator(
+            start,
+            subset(pairs, options.get("max_pairs", 0)),
+            name=name,
+            norms=tuple(options.get("norms", ())) or norms(pairs),
+            alphas=tuple(options.get("alphas", ALPHAS)),
+            notes=notes,
+            progress=progress,
+        )
+    return found
+
+
+def metric_names(config: Any) -> list[str]:
+    """Every name that evaluation can give."""
+    options, found = config.eval, []
+    for split in options.splits:
+        chosen = tuple(options.get("norms", ())) or norms(data_lib.make_pairs(config.data, split))
+        names = correspondence.metric_names(chosen, options.get("alphas", ALPHAS))
+        found += [f"{split}/{name}" for name in names]
+    return found
+
+
+def method(config: Any) -> tuple[Callable[[Any], correspondence.Match], str]:
+    """The method that `config.eval` names, and what to call it.
+
+    Raises:
+      ConfigError: an unknown method or features.
+    """
+    options = config.eval
+    net, proposals = model.ModelConfig.create(config.model), scnet.proposal_options(config.data)
+    regions = f"{proposals.method} {proposals.count}"
+    if options.method == MODEL:
+        return correspondence_methods.scnet(net, proposals), f"SCNet-{net.variant} {net.backbone}, {regions}"
+    centre = options.get("centred", True)
+    start = correspondence_methods.untrained(options.method, options.features, net, proposals, centred=centre)
+    features = "HOG" if options.features == "hog" else f"{net.backbone} {options.features}"
+    centred = "" if centre or options.features == "embedding" else ", not centred"
+    return start, f"{options.method.upper()} {features}{centred}, {regions}"
+
+
+def norms(pairs: PairList) -> tuple[str, ...]:
+    """The normaliser that goes with a data set."""
+    return NORMS.get(pairs.kind, ("bbox",))
+
+
+def subset(pairs: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` evenly spaced pairs; 0: all.
+
+    Raises:
+      ConfigError: a negative number.
+    """
+    if count < 0:
+        raise ConfigError(f"eval.max_pairs: must not be negative, not {count}")
+    places = np.linspace(0, len(pairs) - 1, min(count, len(pairs)) or len(pairs)).round().astype(int)
+    return [pairs[place] for place in np.unique(places)]
+
+
+def overlap(config: Any, pairs: PairList) -> list[str]:
+    """Lines on pairs that were trained on too; refuses those without `eval.force_overlap`.
+
+    What was trained on is `data.trained_on`, which `evaluate.py --data` leaves as it was.
+
+    Raises:
+      DataError: an overlap.
+    """
+    section = config.data.copy_and_resolve_references()
+    with section.unlocked():
+        section.source = section.get("trained_on", "") or section.source
+    try:
+        trained = data_lib.make_pairs(section, "train")
+    except DataError as error:
+        return [f"an overlap with the training data was not looked for: {error}"]
+    return check_overlap(trained, pairs, by="pairs", force=config.eval.get("force_overlap", False))
