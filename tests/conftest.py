@@ -7,12 +7,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # see sm_jax.platform.setup
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "sm_jax_test_cache"))
 
+import hypothesis
 import jax
 import pytest
 from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("ci", derandomize=True)  # the same examples in every run
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
 
