@@ -3,7 +3,7 @@
 from typing import Any
 
 HEADING = ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width")
-HEADING += ("requests", "fusion")
+HEADING += ("requests", "fusion", "proposals")
 
 
 def environment(facts: dict[str, Any], options: dict[str, Any]) -> None:
