@@ -34,6 +34,8 @@ def test_operations_agree_with_their_references(monkeypatch, capsys):
         limit = {"scores, lom": 0.02, "RoI max pooling": 0.0}.get(row["what"], 1e-5)
         assert max(row["agreement"][name].values()) <= limit, row["what"]
     assert set(rows[2]["agreement"]["numpy"]) == {"votes", "gradient"}
+    (lom,) = (row for row in rows if row["what"] == "scores, lom")
+    assert any("against itself" in name for name in lom["agreement"])
     printed = capsys.readouterr().out
     assert "largest difference to numpy" in printed and "ours / reference" in printed
 
