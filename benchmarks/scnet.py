@@ -6,7 +6,7 @@
 
 The vote and the scores are held against NumPy (of `ops/matching_reference.py`, float64), RoI pooling against
 the cell-by-cell form. A pair goes through the library's `Predictor` from two pictures and given proposals to
-the dense flow. Weights and boxes are random: no time depends on what they say. PyTorch takes no part. What
+the dense flow. Weights and boxes are random, on which the times hardly depend. PyTorch takes no part. What
 came out: docs/performance.md.
 """
 
