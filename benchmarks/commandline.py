@@ -49,8 +49,11 @@ def chosen(text: str, sections: Sequence[str]) -> list[str]:
     return names
 
 
-def settle(options: argparse.Namespace) -> None:
-    """Both frameworks on the device and in the precision asked for; before either does any work."""
+def settle(options: argparse.Namespace, *, peer: bool = True) -> None:
+    """Both frameworks on the device and in the precision asked for; before either does any work.
+
+    Without `peer` PyTorch takes no part and need not be there.
+    """
     measure.quiet_threads()
     if options.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -58,20 +61,24 @@ def settle(options: argparse.Namespace) -> None:
 
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    jax.config.update("jax_default_matmul_precision", "default" if options.tf32 else "highest")
+    if peer:
+        _settle_torch(options)
+    if options.device == "cuda" and jax.default_backend() != "gpu":
+        raise ConfigError("--device cuda: jax finds no GPU; install jax[cuda12], or use --device cpu")
+
+
+def _settle_torch(options: argparse.Namespace) -> None:
     try:
         import torch
     except ImportError as error:
         raise ConfigError("PyTorch is not installed; pip install 'sm_jax[convert]'") from error
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
-    jax.config.update("jax_default_matmul_precision", "default" if options.tf32 else "highest")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(options.threads or CORES)
-    if options.device == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-        if jax.default_backend() != "gpu":
-            raise ConfigError("--device cuda: jax finds no GPU; install jax[cuda12], or use --device cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
 
 
 def collect(options: argparse.Namespace, rows: Iterator[measure.Row]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,6 +79,13 @@ def _timed(call: Call, repeats: int) -> tuple[float, float]:
         call.run()
     call()
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
+
+
+def once(call: Call) -> tuple[Any, Times]:
+    """What a call of many seconds returns, and its times: one round, without a warm-up."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = call()
+    return result, Times([time.perf_counter() - wall], [time.process_time() - cpu])
 
 
 def ratio(times: Mapping[str, Times], ours: str, other: str, *, clock: str) -> float:
@@ -165,10 +173,10 @@ def _status(field: str) -> int:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, device, threads and load, as far as they can be found."""
+    """Versions, device, threads and load, as far as they can be found; PyTorch's where it takes part."""
     import jax
-    import torch
 
+    torch = sys.modules.get("torch")
     facts: dict[str, Any] = {"python": platform.python_version()}
     for package in ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision"):
         try:
@@ -177,12 +185,13 @@ def environment(device: str) -> dict[str, Any]:
             facts[package] = "not installed"
     facts["processor"] = _processor()
     facts["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts["torch_threads"] = torch.get_num_threads()
     first = jax.devices()[0]
     facts["jax_device"] = f"{first.device_kind} ({first.platform})"
-    facts["torch_device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     facts["jax_matmul_precision"] = str(jax.config.jax_default_matmul_precision)
-    facts["torch_tf32"] = bool(torch.backends.cuda.matmul.allow_tf32)
+    if torch is not None:
+        facts["torch_threads"] = torch.get_num_threads()
+        facts["torch_device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        facts["torch_tf32"] = bool(torch.backends.cuda.matmul.allow_tf32)
     facts["load_average"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     facts["date"] = time.strftime("%Y-%m-%d")
     return facts

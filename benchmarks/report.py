@@ -3,16 +3,17 @@
 from typing import Any
 
 HEADING = ("levels", "locations", "images", "classes", "chunk", "candidates", "phrases", "width")
-HEADING += ("requests", "fusion")
+HEADING += ("requests", "fusion", "proposals")
 
 
 def environment(facts: dict[str, Any], options: dict[str, Any]) -> None:
     """What ran where."""
     print(", ".join(f"{name} {facts[name]}" for name in ("date", "python", "jax", "jaxlib", "flax", "numpy")))
-    print(f"torch {facts['torch']}, torchvision {facts['torchvision']}")
-    print(f"{facts['processor']}; {facts['cores']} cores, {facts['torch_threads']} PyTorch threads")
-    print(f"jax on {facts['jax_device']}, PyTorch on {facts['torch_device']}")
-    print(f"float32 products: jax {facts['jax_matmul_precision']}, PyTorch TF32 {facts['torch_tf32']}")
+    print(f"{facts['processor']}; {facts['cores']} cores; jax on {facts['jax_device']}")
+    print(f"float32 products: jax {facts['jax_matmul_precision']}")
+    if "torch_device" in facts:
+        print(f"PyTorch {facts['torch']}, torchvision {facts['torchvision']}, on {facts['torch_device']}")
+        print(f"PyTorch: {facts['torch_threads']} threads, TF32 {facts['torch_tf32']}")
     names = {"dtype": "features", "head_dtype": "head", "model": "model"}
     print(", ".join(f"{shown} {options[name]}" for name, shown in names.items() if name in options))
     load = facts["load_average"]
