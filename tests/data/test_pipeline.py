@@ -182,8 +182,8 @@ def test_config_errors(tmp_path):
         with pytest.raises(ConfigError, match=words):
             data.make_train_iterator(config)
     config = _config(root)
-    config.system = "scnet"
-    with pytest.raises(ConfigError, match="scnet"):
+    config.system = "nothing"
+    with pytest.raises(ConfigError, match="nothing"):
         data.make_train_iterator(config)
 
 

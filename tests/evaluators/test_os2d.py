@@ -194,7 +194,7 @@ def test_nothing_is_written_into_the_data_set(tmp_path, monkeypatch):
 
 def test_other_systems_are_refused():
     with pytest.raises(ConfigError, match="nothing evaluates 'scnet'"):
-        evaluators.make(ConfigDict({"system": "scnet"}))
+        evaluators.make(ConfigDict({"system": "nothing"}))
 
 
 def test_the_newest_run_with_a_checkpoint_is_chosen(tmp_path):
