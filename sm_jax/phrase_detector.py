@@ -164,7 +164,10 @@ class PhraseDetector:
         if not len(bank):
             raise ConfigError("no phrase: say what to look for")
         if bank.fingerprint != self.fingerprint:
-            raise WeightsError("the request bank was encoded with other weights; encode its phrases again")
+            raise WeightsError(
+                "the request bank was encoded with other weights, or for another system (--model); "
+                "encode its phrases again"
+            )
         if math.isnan(threshold) or max_detections < 1 or (top_k is not None and top_k < 1):
             raise ConfigError("threshold must be a number, max_detections and top_k 1 or more")
         options = {"threshold": threshold, "max_detections": max_detections, "top_k": top_k}

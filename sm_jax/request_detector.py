@@ -158,7 +158,10 @@ class RequestDetector:
         if not len(bank):
             raise ConfigError("no query: give at least one picture of what to look for")
         if bank.fingerprint != self.fingerprint:
-            raise WeightsError("the request bank was encoded with other weights; encode its pictures again")
+            raise WeightsError(
+                "the request bank was encoded with other weights, or for another system (--model); "
+                "encode its pictures again"
+            )
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
         if cells is not None and math.isnan(cells):

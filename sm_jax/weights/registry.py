@@ -118,6 +118,7 @@ REGISTRY = {
             sha256="528a4ebeeb358c8d75e09ea80ff5acdc10f526ddcc48754e84308630794b5d9d",
             licence="Apache-2.0; its frozen stages of unrestricted use (BVLC)",
             source="this library's run of configs/ssm.py:fusion=product_gap, from googlenet-bvlc",
+            input="BGR 0..255 minus 127, not scaled",
             note="packaged; 600 steps on generated shelves, for trying the system out",
         ),
         Weights(

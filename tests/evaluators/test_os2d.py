@@ -193,7 +193,7 @@ def test_nothing_is_written_into_the_data_set(tmp_path, monkeypatch):
 
 
 def test_other_systems_are_refused():
-    with pytest.raises(ConfigError, match="nothing evaluates 'scnet'"):
+    with pytest.raises(ConfigError, match="nothing evaluates 'nothing'"):
         evaluators.make(ConfigDict({"system": "nothing"}))
 
 
