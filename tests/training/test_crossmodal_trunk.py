@@ -77,6 +77,7 @@ def test_what_is_stored_is_what_the_frozen_units_give(filled):
     assert sorted(os.listdir(path.parent)) == [path.with_suffix(".lock").name, path.name]
 
 
+@pytest.mark.slow
 def test_training_on_stored_features_is_training_on_pictures(tmp_path):
     """Loss and gradients of one step, up to the rounding of the features to half precision."""
     config = make_config(tmp_path, model__trainable="last2", batch_size=4, data__shapes__num_train=4)

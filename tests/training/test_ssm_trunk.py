@@ -45,6 +45,7 @@ def test_what_is_stored_is_what_the_frozen_stages_give(filled):
         np.testing.assert_allclose(stored[1], features, rtol=2e-3, atol=2e-3 * float(jnp.abs(features).max()))
 
 
+@pytest.mark.slow
 def test_loss_on_stored_features_is_the_loss_on_pictures(filled):
     config = filled[0]
     plain = config.copy_and_resolve_references()

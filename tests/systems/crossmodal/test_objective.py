@@ -278,6 +278,7 @@ def test_the_key_draws_samples_and_dropout():
 # gradients, devices, sizes ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_against_finite_differences():
     """Along the gradient of each part, so far that the loss changes by 0.0002."""
     batch = tiny.make_batch()

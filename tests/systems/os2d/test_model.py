@@ -63,6 +63,7 @@ def test_padded_equals_unpadded(config, train):
     assert not np.asarray(together.scores_detached[1, :, :, 8:]).any()
 
 
+@pytest.mark.slow
 def test_whole_network_padded_equals_unpadded():
     config = model.ModelConfig(depth=50)
     variables = weight_rule.merge(weight_rule.backbone_variables(50, "frozen_bn", 5), transform(4))

@@ -115,6 +115,7 @@ def assert_close(actual, expected, rtol=2e-5, atol=2e-6):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", objective.CLASS_OBJECTIVES)
 @pytest.mark.parametrize("spare_size", [0, 48])
 def test_padding_changes_nothing(name, spare_size):

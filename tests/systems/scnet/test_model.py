@@ -202,6 +202,7 @@ def test_alternate_takes_turns():
     assert model.trained_parts(tiny.config(agplus_schedule="joint"), 7) == ("fc", "fc_geometry")
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_gets_no_gradient_and_an_open_one_does():
     rng = np.random.default_rng(3)
     images, boxes = rng.random((1, *tiny.SIZE, 3)) * 255, tiny.boxes(rng, 3)[None]

@@ -75,6 +75,7 @@ def test_loss_is_the_hinge_over_active_rows(variant):
     np.testing.assert_allclose(metrics["correct"], (found > 0.5).mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["AG", "AG+"])
 def test_padding_changes_nothing(variant):
     net, batch = config(variant=variant, roi_size=2), make_batch(pairs=1)
