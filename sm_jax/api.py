@@ -11,7 +11,7 @@ import numpy as np
 from sm_jax import pretrained, query_pictures, search
 from sm_jax.data import images as pictures
 from sm_jax.detections import Detections
-from sm_jax.errors import ConfigError, ImageError, WeightsError
+from sm_jax.errors import ConfigError, ImageError
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.os2d.predict import SMALLEST_LEVEL, Predictor, parts, pyramid_sizes
@@ -156,11 +156,7 @@ class Detector:
             )
         if not len(bank):
             raise ConfigError("no query: give at least one picture of what to look for")
-        if bank.fingerprint != self.fingerprint:
-            raise WeightsError(
-                "the request bank was encoded with other weights, or for another system (--model); "
-                "encode its pictures again"
-            )
+        bank.check(self.fingerprint, what="pictures")
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
         options = {

@@ -14,7 +14,7 @@ from sm_jax import pretrained
 from sm_jax.data import images as pictures
 from sm_jax.data.crossmodal import prepare
 from sm_jax.detections import PhraseDetections
-from sm_jax.errors import ConfigError, TextError, WeightsError
+from sm_jax.errors import ConfigError, TextError
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
 from sm_jax.systems.crossmodal import model as crossmodal
@@ -163,11 +163,7 @@ class PhraseDetector:
             raise ConfigError("labels belong to encode(); this request bank is encoded already")
         if not len(bank):
             raise ConfigError("no phrase: say what to look for")
-        if bank.fingerprint != self.fingerprint:
-            raise WeightsError(
-                "the request bank was encoded with other weights, or for another system (--model); "
-                "encode its phrases again"
-            )
+        bank.check(self.fingerprint, what="phrases")
         if math.isnan(threshold) or max_detections < 1 or (top_k is not None and top_k < 1):
             raise ConfigError("threshold must be a number, max_detections and top_k 1 or more")
         options = {"threshold": threshold, "max_detections": max_detections, "top_k": top_k}

@@ -14,7 +14,7 @@ from sm_jax.coverage_search import Options, Search
 from sm_jax.data import images as pictures
 from sm_jax.data import transforms
 from sm_jax.detections import RequestDetections
-from sm_jax.errors import ConfigError, WeightsError
+from sm_jax.errors import ConfigError
 from sm_jax.query_pictures import QueryPicture
 from sm_jax.requests import Request, RequestBank, fingerprint
 from sm_jax.search import listed
@@ -157,11 +157,7 @@ class RequestDetector:
             raise ConfigError("labels belong to encode(); this request bank is encoded already")
         if not len(bank):
             raise ConfigError("no query: give at least one picture of what to look for")
-        if bank.fingerprint != self.fingerprint:
-            raise WeightsError(
-                "the request bank was encoded with other weights, or for another system (--model); "
-                "encode its pictures again"
-            )
+        bank.check(self.fingerprint, what="pictures")
         if max_detections < 1 or not 0 <= iou <= 1 or math.isnan(threshold):
             raise ConfigError("max_detections must be 1 or more, iou within 0..1, threshold a number")
         if cells is not None and math.isnan(cells):

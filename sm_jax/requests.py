@@ -71,6 +71,14 @@ class RequestBank:
             )
         return RequestBank(self.requests + other.requests, fingerprint=self.fingerprint)
 
+    def check(self, fingerprint: str, *, what: str) -> None:
+        """Raise `WeightsError` unless weights of this fingerprint encoded the requests (`what`: in words)."""
+        if self.fingerprint != fingerprint:
+            raise WeightsError(
+                "the request bank was encoded with other weights, or for another system (--model); "
+                f"encode its {what} again"
+            )
+
     @property
     def labels(self) -> list[str]:
         """The labels, each once, in order of first appearance: index = class id of a detection."""
