@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from sm_jax import rpn
 from sm_jax.errors import ConfigError
+from sm_jax.systems.chunks import counted, in_chunks, padded
 from sm_jax.systems.crossmodal import model
 
 Array = jax.Array
@@ -160,16 +161,9 @@ class Predictor:
         def texts(variables, text):
             return model.encode_text(config, variables, text)
 
-        self._proposals = jax.jit(self._counted("proposals", proposals))
-        self._texts = jax.jit(self._counted("texts", texts))
-        self._scores = jax.jit(self._counted("scores", functools.partial(align, config)))
-
-    def _counted(self, name, function):
-        def traced(*args):
-            self.compiles[name] += 1  # runs while tracing only
-            return function(*args)
-
-        return traced
+        self._proposals = jax.jit(counted(self.compiles, "proposals", proposals))
+        self._texts = jax.jit(counted(self.compiles, "texts", texts))
+        self._scores = jax.jit(counted(self.compiles, "scores", functools.partial(align, config)))
 
     def proposals(self, variables, images: np.ndarray) -> dict[str, np.ndarray]:
         """Proposals of normalised images f32 (b, H, W, 3), sides multiples of 32.
@@ -178,13 +172,13 @@ class Predictor:
           `boxes` (b, k, 4) pixels, `conf` (b, k) descending, `valid` (b, k), `embeddings` (b, k, d).
         """
         run = functools.partial(self._proposals, variables)
-        return _in_chunks(run, np.asarray(images, np.float32), self._chunk)
+        return in_chunks(run, np.asarray(images, np.float32), self._chunk)
 
     def texts(self, variables, text: np.ndarray) -> np.ndarray:
         """Unit vectors (q, d) of phrases: tokens int (q, l), or sentence embeddings float (q, e)."""
         run = functools.partial(self._texts, variables)
         kind = np.float32 if self.config.text_encoder == "features" else np.int32
-        return _in_chunks(run, np.asarray(text, kind), self._text_chunk)
+        return in_chunks(run, np.asarray(text, kind), self._text_chunk)
 
     def scores(self, variables, embeddings: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Alignment (b, q, k) of proposals (b, k, d) with phrases (q, d), or of each image (b, q, d)."""
@@ -193,29 +187,11 @@ class Predictor:
         out = np.zeros((len(embeddings), phrases, np.shape(embeddings)[1]), np.float32)
         for start in range(0, len(embeddings), self._chunk):
             images = slice(start, start + self._chunk)
-            part, used = _padded(np.asarray(embeddings[images], np.float32), self._chunk)
+            part, used = padded(np.asarray(embeddings[images], np.float32), self._chunk)
             for first in range(0, phrases, self._text_chunk):
                 some = slice(first, first + self._text_chunk)
                 text = np.asarray(texts[images, some] if own else texts[some], np.float32)
-                text, count = _padded(text, self._text_chunk, axis=-2)
-                text = _padded(text, self._chunk)[0] if own else text
+                text, count = padded(text, self._text_chunk, axis=-2)
+                text = padded(text, self._chunk)[0] if own else text
                 out[images, some] = np.asarray(self._scores(variables, part, text))[:used, :count]
         return out
-
-
-def _padded(array: np.ndarray, chunk: int, axis: int = 0) -> tuple[np.ndarray, int]:
-    """`array` with zeros up to the next power of two along `axis`, and its length before."""
-    axis %= array.ndim
-    used = array.shape[axis]
-    count = min(chunk, 1 << max(used - 1, 0).bit_length())
-    widths = [(0, count - used if i == axis else 0) for i in range(array.ndim)]
-    return np.pad(array, widths), used
-
-
-def _in_chunks(run: Callable[[np.ndarray], Any], array: np.ndarray, chunk: int) -> Any:
-    """`run` over chunks along the first axis (one empty one if there is nothing), joined, without padding."""
-    parts = []
-    for start in range(0, max(len(array), 1), chunk):
-        part, used = _padded(array[start : start + chunk], chunk)
-        parts.append(jax.tree.map(lambda value, used=used: np.asarray(value)[:used], run(part)))
-    return jax.tree.map(lambda *values: np.concatenate(values), *parts)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import boxes as box_ops
+from sm_jax.systems.chunks import counted
 from sm_jax.systems.os2d.decode import PUBLISHED_SCALES, decode_pyramid, merge, pyramid_sizes
 from sm_jax.systems.os2d.level import (
     BOX,
@@ -85,8 +86,8 @@ class Predictor:
             raise ValueError(f"chunk must be a power of two, is {chunk}")
         self.compiles: Counter[str] = Counter()
         self._step, self._chunk, self._top_k = step, chunk, top_k
-        self._encode = jax.jit(self._counted("encode", model_parts.encode))
-        self._extract = jax.jit(self._counted("extract", model_parts.extract))
+        self._encode = jax.jit(counted(self.compiles, "encode", model_parts.encode))
+        self._extract = jax.jit(counted(self.compiles, "extract", model_parts.extract))
 
         def head(variables, features, features_size, size, template, stretch):
             arrays = variables, features, features_size, template
@@ -102,14 +103,7 @@ class Predictor:
             cut = jnp.where(some_left, scores[:, -1], -jnp.inf)
             return full, best | {"scores": scores, "index": index, "cut": cut}
 
-        self._head = jax.jit(self._counted("head", head))
-
-    def _counted(self, name, function):
-        def traced(*args):
-            self.compiles[name] += 1  # runs while tracing only
-            return function(*args)
-
-        return traced
+        self._head = jax.jit(counted(self.compiles, "head", head))
 
     def encode(self, variables, query: np.ndarray) -> np.ndarray:
         """The template (t, t, d) of one normalised query picture (h, w, 3)."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from sm_jax.data import transforms
 from sm_jax.errors import DataError
+from sm_jax.systems.chunks import counted, in_chunks, padded
 from sm_jax.systems.ssm import model
 from sm_jax.systems.ssm.targets import corners
 
@@ -164,17 +165,12 @@ class Predictor:
         def requests(variables, request):
             return model.encode(config, variables, {"request": request})["request"]
 
-        self._features = jax.jit(self._counted("features", features))
-        self._requests = jax.jit(self._counted("requests", requests))
-        self._collapse = jax.jit(self._counted("collapse", functools.partial(model.collapse, config)))
-        self._search = jax.jit(self._counted("search", functools.partial(compare, config)))
-
-    def _counted(self, name, function):
-        def traced(*args):
-            self.compiles[name] += 1  # runs while tracing only
-            return function(*args)
-
-        return traced
+        self._features = jax.jit(counted(self.compiles, "features", features))
+        self._requests = jax.jit(counted(self.compiles, "requests", requests))
+        self._collapse = jax.jit(
+            counted(self.compiles, "collapse", functools.partial(model.collapse, config))
+        )
+        self._search = jax.jit(counted(self.compiles, "search", functools.partial(compare, config)))
 
     def features(self, variables, images: np.ndarray) -> np.ndarray:
         """Maps (b, H/16, W/16, 1024) of images f32 (b, H, W, 3), BGR minus 127, sides multiples of 16.
@@ -184,7 +180,8 @@ class Predictor:
         """
         for image in images[:1]:
             check_image(image)
-        return _in_chunks(functools.partial(self._features, variables), images, self._chunk)
+        run = functools.partial(self._features, variables)
+        return in_chunks(run, np.asarray(images, np.float32), self._chunk)
 
     def encode(self, variables, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """What is kept of requests: (n, h/4, w/4, 1024), with the gap fusions (n, 1024).
@@ -204,7 +201,8 @@ class Predictor:
             pictures = [prepare_request(picture, size, name=name) for picture, name in named]
             pictures = np.stack(pictures) if pictures else np.zeros((0, *size, 3), np.float32)
         # Requests pass the branch one image chunk at a time: it costs as much as that of the images.
-        return _in_chunks(functools.partial(self._requests, variables), pictures, self._chunk)
+        run = functools.partial(self._requests, variables)
+        return in_chunks(run, np.asarray(pictures, np.float32), self._chunk)
 
     def keep(self, requests: np.ndarray) -> Kept:
         """Encoded requests (n, ...) on the device, for the search in many images.
@@ -218,7 +216,7 @@ class Predictor:
 
     def _parts(self, requests: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         for first in range(0, len(requests), self._request_chunk):
-            yield _padded(requests[first : first + self._request_chunk], self._request_chunk)
+            yield padded(requests[first : first + self._request_chunk], self._request_chunk)
 
     def search(
         self, variables, features: np.ndarray, requests: np.ndarray | Kept
@@ -237,7 +235,7 @@ class Predictor:
         boxes = np.zeros((*coverage.shape, 4), np.float32)
         for start in range(0, len(features), self._chunk):
             images = slice(start, start + self._chunk)
-            part, used = _padded(features[images], self._chunk)
+            part, used = padded(features[images], self._chunk)
             part, first = jnp.asarray(part), 0
             parts = zip(*requests, strict=True) if kept else self._parts(np.asarray(requests))
             for chunk, count in parts:
@@ -254,21 +252,3 @@ class Predictor:
         if self._linear[0] is not part:
             self._linear = part, self._collapse({"params": {"head": part}})
         return self._linear[1]
-
-
-def _padded(array: np.ndarray, chunk: int) -> tuple[np.ndarray, int]:
-    """`array` with zeros up to the next power of two along the first axis, and its length before."""
-    used = len(array)
-    count = min(chunk, 1 << max(used - 1, 0).bit_length())
-    if count == used:
-        return array, used  # a copy of aligned requests would cost as much as the search
-    return np.pad(array, [(0, count - used)] + [(0, 0)] * (array.ndim - 1)), used
-
-
-def _in_chunks(run: Callable[[np.ndarray], Array], array: np.ndarray, chunk: int) -> np.ndarray:
-    """`run` over chunks along the first axis (one empty one if there is nothing), joined, without padding."""
-    parts = []
-    for start in range(0, max(len(array), 1), chunk):
-        part, used = _padded(np.asarray(array[start : start + chunk], np.float32), chunk)
-        parts.append(np.asarray(run(part))[:used])
-    return np.concatenate(parts)
