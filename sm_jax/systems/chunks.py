@@ -19,7 +19,7 @@ def counted(compiles: Counter[str], name: str, function: Callable) -> Callable:
 
 
 def padded(array: np.ndarray, chunk: int, axis: int = 0) -> tuple[np.ndarray, int]:
-    """`array` with zeros up to the next power of two, at most `chunk`, along `axis`; and its length before."""
+    """`array` with zeros up to the next power of two, at most `chunk`, along `axis`; its length before."""
     axis %= array.ndim
     used = array.shape[axis]
     count = min(chunk, 1 << max(used - 1, 0).bit_length())
