@@ -77,7 +77,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = _published()
     config.data.update(
         source=args.data,
-        trained_on=args.data,
         lists=args.lists,
         leave_out=args.leave_out,
         proposals=args.proposals,
@@ -133,7 +132,6 @@ def _published() -> ConfigDict:
             "init": {"model": "", "backbone": ""},
             "data": {
                 "source": "figures",
-                "trained_on": "figures",  # what an evaluation must not overlap
                 "lists": "",
                 "convention": "edges",
                 "leave_out": "",

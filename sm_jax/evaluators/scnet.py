@@ -10,11 +10,13 @@ from sm_jax import data as data_lib
 from sm_jax.data import scnet
 from sm_jax.data.sources import mask_pairs
 from sm_jax.data.sources.pair_records import PairList, check_overlap
-from sm_jax.errors import ConfigError, DataError
+from sm_jax.errors import ConfigError, DataError, WeightsError
 from sm_jax.evaluators import correspondence, correspondence_methods
 from sm_jax.evaluators.correspondence import ALPHAS, CorrespondenceEvaluator
 from sm_jax.evaluators.mask_transfer import MaskEvaluator
 from sm_jax.systems.scnet import model
+from sm_jax.training import restore_config
+from sm_jax.weights import export, registry
 
 NORMS = {"PF-PASCAL": ("scnet224",), "PF-WILLOW": ("bbox",)}
 """The normaliser under which results of a data set were published; of own pairs "bbox"."""
@@ -104,16 +106,37 @@ def subset(pairs: Sequence[Any], count: int) -> list[Any]:
 def overlap(config: Any, pairs: PairList) -> list[str]:
     """Lines on pairs that were trained on too; refuses those without `eval.force_overlap`.
 
-    What was trained on is `data.trained_on`, which `evaluate.py --data` leaves as it was.
+    What was trained on is `config.trained`, the section `data` of the run whatever options of the evaluation
+    change in `data`, or without a run `data` itself; and what the runs that it started from trained on.
 
     Raises:
       DataError: an overlap.
     """
-    section = config.data.copy_and_resolve_references()
-    with section.unlocked():
-        section.source = section.get("trained_on", "") or section.source
+    notes, sections = [], [config.get("trained") or config.data]
     try:
-        trained = data_lib.make_pairs(section, "train")
-    except DataError as error:
-        return [f"an overlap with the training data was not looked for: {error}"]
-    return check_overlap(trained, pairs, by="pairs", force=config.eval.get("force_overlap", False))
+        sections += _of_starts(config)
+    except (ConfigError, WeightsError) as error:
+        notes.append(f"an overlap with what the start was trained on was not looked for: {error}")
+    for section in sections:
+        try:
+            trained = data_lib.make_pairs(section, "train")
+        except DataError as error:
+            notes.append(f"an overlap with the training data was not looked for: {error}")
+            continue
+        notes += check_overlap(trained, pairs, by="pairs", force=config.eval.get("force_overlap", False))
+    return list(dict.fromkeys(notes))
+
+
+def _of_starts(config: Any) -> list[Any]:
+    """The sections `data` of the run or file that `config` started from, of its start, and so on."""
+    sections, seen = [], set()
+    start = config.get("init", {}).get("model", "")
+    while start and start not in seen:
+        seen.add(start)
+        path = registry.resolve(start)
+        found = restore_config(path) if path.is_dir() else export.read_config(path)
+        if found is None or "data" not in found:
+            break
+        sections.append(found.data)
+        start = found.get("init", {}).get("model", "")
+    return sections

@@ -14,10 +14,11 @@ from sm_jax.data.scnet_pairs import label_regions
 from sm_jax.data.sources.keypoint_pairs import open_pairs
 from sm_jax.data.synthetic import figures
 from sm_jax.errors import ConfigError, DataError
-from sm_jax.evaluators import correspondence, correspondence_methods, report
+from sm_jax.evaluators import correspondence, correspondence_methods, report, session
 from sm_jax.evaluators import scnet as evaluators
 from sm_jax.evaluators.correspondence import CorrespondenceEvaluator, Matches
 from sm_jax.systems.scnet.model import ModelConfig
+from tests.data.pair_maker import willow
 
 PROPOSALS = ProposalOptions(count=40, method="grid")
 
@@ -159,7 +160,13 @@ def test_untrained_methods_match_a_picture_with_itself(pairs, matcher):
 
 
 def config(pairs, **options):
-    data = {"source": str(pairs.root), "proposals": 40, "proposal_method": "grid", "figures": {}}
+    data = {
+        "source": str(getattr(pairs, "root", "")),
+        "leave_out": "",
+        "proposals": 40,
+        "proposal_method": "grid",
+        "figures": {},
+    }
     section = {"splits": ("test",), "method": "model", "features": "pool"} | options
     model = {"variant": "A", "backbone": "resnet50", "embed": 8, "roi_size": 1}
     return ConfigDict({"system": "scnet", "model": model, "data": data, "eval": section})
@@ -167,7 +174,6 @@ def config(pairs, **options):
 
 def test_what_was_trained_on_is_refused(pairs):
     settings = config(pairs)
-    settings.data.trained_on = str(pairs.root)
     assert evaluators.make(settings)["test"].notes == []
     settings.eval.splits = ("train",)
     with pytest.raises(DataError, match="2 pairs of the test are also trained on"):
@@ -176,6 +182,43 @@ def test_what_was_trained_on_is_refused(pairs):
     assert "also trained on" in evaluators.make(settings)["train"].notes[0]
     settings.eval.update(force_overlap=False, method="nam", features="hog")  # nothing is trained
     assert evaluators.make(settings)["train"].notes == []
+
+
+def test_what_was_trained_on_does_not_change_with_the_data_of_the_evaluation(tmp_path, monkeypatch):
+    root = willow(tmp_path / "willow", classes=("car(S)", "duck(S)", "bottle(M)"))
+    run, start = tmp_path / "run", tmp_path / "start"
+    for folder, left_out, init in ((run, "car", str(start)), (start, "car", "")):
+        settings = config([])
+        settings.data.update(source=str(root), leave_out=left_out)
+        settings.init = {"model": init}
+        folder.mkdir()
+        (folder / "config.json").write_text(settings.to_json())
+    seen = []
+
+    def stop(settings, **_):
+        seen.append(evaluators.make(settings)["test"].notes)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(session.evaluators, "make", stop)
+    monkeypatch.setattr("sm_jax.training.restore_variables", lambda *_: ({}, {"step": 1}), raising=False)
+
+    def evaluate(*more):
+        options = {"workdir": "", "step": "", "data": "", "split": "", "protocol": "", "out": ""}
+        session.run(
+            [f"--workdir={run}", f"--out={tmp_path / 'out'}", *more], config="", options=options, help=""
+        )
+
+    with pytest.raises(ConfigError, match="enough"):
+        evaluate()
+    assert seen == [[]]
+    for other in ("duck", ""):  # both were trained on
+        with pytest.raises(DataError, match="also trained on"):
+            evaluate(f"--config.data.leave_out={other}")
+    settings = json.loads((start / "config.json").read_text())
+    settings["data"]["leave_out"] = "duck"  # so the start has seen the cars
+    (start / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="also trained on"):
+        evaluate()
 
 
 def test_methods_and_subsets_by_config(pairs):
