@@ -5,6 +5,7 @@ is a pure function of (pairs, options, seed, k), like that of os2d. NumPy only. 
 sec. 4 and its published code: one pair per step, all pairs in a new order every epoch, each also mirrored.
 """
 
+import hashlib
 import logging
 import os
 import time
@@ -100,13 +101,14 @@ class Pictures(Sequence):
         self.sizes: list[tuple[int, int]] = []
         self.regions: list[np.ndarray] = []
         self.damaged: list[str] = []
+        self._content = hashlib.sha256()
 
         def one(path: Path):
             try:
                 image = images.read_image(path, orient=False)
             except ImageError as error:
                 return str(error)
-            return image.shape[:2], proposals.of(image)
+            return image.shape[:2], proposals.of(image), hashlib.sha256(np.ascontiguousarray(image)).digest()
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for done, (path, found) in enumerate(zip(every, pool.map(one, every), strict=True), start=1):
@@ -121,6 +123,7 @@ class Pictures(Sequence):
                 self.paths.append(path)
                 self.sizes.append(found[0])
                 self.regions.append(found[1])
+                self._content.update(found[2])
                 if time.monotonic() - began > SECONDS:
                     began = time.monotonic()
                     say(f"region proposals: {done}/{len(every)} pictures")
@@ -132,6 +135,10 @@ class Pictures(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         """uint8 (SIDE, SIDE, 3): the picture as the network sees it; raises ImageError."""
         return square(images.read_image(self.paths[index], orient=False))
+
+    def fingerprint(self) -> str:
+        """Of the pixels of all pictures, in their order."""
+        return self._content.hexdigest()
 
     def number(self, path: Path) -> int | None:
         """The index of a picture; None for a damaged one."""

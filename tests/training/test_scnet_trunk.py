@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import sm_jax
 from configs import scnet as configs
 from sm_jax import training
 from sm_jax.data import make_training_pairs, scnet
+from sm_jax.data.images import read_image
+from sm_jax.data.synthetic import figures
 from sm_jax.errors import ConfigError, WeightsError
 from sm_jax.systems.scnet import model
 from sm_jax.training import trunk, trunk_scnet
@@ -89,6 +92,17 @@ def test_a_run_keeps_the_statistics_of_its_pictures(config, tmp_path):
     found = sm_jax.load("scnet", weights=str(tmp_path / "run"), proposals=20, proposal_method="grid")
     statistics = found._predictor._variables["batch_stats"]["input"]
     np.testing.assert_array_equal(np.asarray(statistics["mean"]), expected["mean"])
+
+
+def test_features_are_made_anew_when_any_picture_changes(config, tmp_path):
+    """Also one of many, of which only a sample is read to tell data sets apart."""
+    config.data.source = str(figures.make(str(tmp_path), num_train=12, num_val=1, num_test=1))
+    before = trunk_scnet.Trunk(config).file.path
+    pictures = make_training_pairs(config).pictures
+    assert len(pictures) > trunk.FINGERPRINTED
+    Image.fromarray(read_image(pictures.paths[2])[::-1]).save(pictures.paths[2])  # not of the sample
+    config.data.proposal_seed = 1  # another section, so that the pairs are read again in this process
+    assert trunk_scnet.Trunk(config).file.path != before
 
 
 def test_another_frame_is_refused(config):
