@@ -158,6 +158,7 @@ def test_list_faults(tmp_path):
         (f"{HEADER}\na,b,1,1;2,1,1,1\n", "line 2: unlike numbers of coordinates"),
         (f"{HEADER}\na,b,1,1;x,1;1,1;1,1;1\n", "line 2: XA is not a list of numbers"),
         (f"{HEADER}\na\n", "line 2: has more or fewer values"),
+        (f"{HEADER}\na,b, ,1,1,1,1\n", "line 2: class is empty"),
     ):
         (root / "test_pairs.csv").write_text(text)
         fails(words, open_pairs, root)
