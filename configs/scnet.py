@@ -138,6 +138,7 @@ def _published() -> ConfigDict:
                 "proposals": 500,
                 "proposal_method": "prim",
                 "proposal_seed": 0,
+                "proposal_folder": "",  # of "precomputed": folder of the .npy files; beside the pictures
                 "flips": True,
                 "workers": 0,
                 "cache_dir": "",

@@ -36,7 +36,7 @@ class ProposalOptions:
 
     Attributes:
       count: places for regions; a picture may have fewer.
-      method: "prim" (Randomised Prim), "grid", ...
+      method: "prim" (Randomised Prim), "grid", "precomputed", ...
       seed: of the draws.
       cache_dir: folder of their cache, "" for the usual one.
       options: of the method.
@@ -52,10 +52,16 @@ class ProposalOptions:
         if self.count < 1:
             raise ConfigError(f"data.proposals: must be at least 1, not {self.count}")
 
-    def of(self, image: np.ndarray) -> np.ndarray:
-        """Regions of a picture, float32 (k, 4) with 1 <= k <= count, in its pixels."""
-        from sm_jax.proposals import propose
+    def of(self, image: np.ndarray, path: Path | None = None) -> np.ndarray:
+        """Regions of a picture, float32 (k, 4) with 1 <= k <= count, in its pixels.
 
+        path: where it lies; "precomputed" finds its file by that.
+        """
+        from sm_jax.proposals import methods, propose
+
+        if self.method == "precomputed" and path is not None:
+            methods.check_options(self.method, self.options)
+            return methods.read_precomputed(path, image.shape[:2], self.count, self.options)
         found = propose(
             image,
             self.count,
@@ -69,13 +75,14 @@ class ProposalOptions:
 
 def proposal_options(data: Any) -> ProposalOptions:
     """From a config section `data`: `proposals` (their number), `proposal_method`, `proposal_seed`,
-    `cache_dir`."""
-    cache = data.get("cache_dir", "")
+    `proposal_folder` (of "precomputed"), `cache_dir`."""
+    cache, folder = data.get("cache_dir", ""), data.get("proposal_folder", "")
     return ProposalOptions(
         count=data.proposals,
         method=data.get("proposal_method", "prim"),
         seed=data.get("proposal_seed", 0),
         cache_dir=str(Path(cache) / "proposals") if cache else "",
+        options={"folder": folder} if folder else {},
     )
 
 
@@ -108,7 +115,11 @@ class Pictures(Sequence):
                 image = images.read_image(path, orient=False)
             except ImageError as error:
                 return str(error)
-            return image.shape[:2], proposals.of(image), hashlib.sha256(np.ascontiguousarray(image)).digest()
+            return (
+                image.shape[:2],
+                proposals.of(image, path),
+                hashlib.sha256(np.ascontiguousarray(image)).digest(),
+            )
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for done, (path, found) in enumerate(zip(every, pool.map(one, every), strict=True), start=1):

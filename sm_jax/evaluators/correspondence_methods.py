@@ -69,7 +69,7 @@ def _method(predictor: predict.Predictor, proposals: ProposalOptions, method: st
         @functools.lru_cache(maxsize=KEPT)
         def side(path: Path) -> predict.Side:
             image = images.read_image(path, orient=False)
-            return mine.describe(image, proposals.of(image))
+            return mine.describe(image, proposals.of(image, path))
 
         def match(pair: KeypointPair) -> Matches:
             source, target = side(pair.source), side(pair.target)

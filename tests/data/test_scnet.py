@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from sm_jax import boxes as box_lib
 from sm_jax.data import scnet
@@ -118,6 +119,24 @@ def test_pairs_that_teach_nothing_are_left_out_with_a_reason(path, proposals, tm
     assert "one line" in text and "no region lies on the object" in text
     with pytest.raises(DataError, match="no pair to train on; 1 of 1 pairs left out"):
         scnet.TrainingPairs(replace(pairs, pairs=(changed[0],)), proposals)
+
+
+def test_regions_from_files(path, tmp_path):
+    pairs = open_pairs(path, split="val")
+    ends = dict.fromkeys(end for pair in pairs for end in (pair.source, pair.target))
+    for number, end in enumerate(ends):
+        np.save(tmp_path / f"{end.stem}.npy", np.array([[10, 10, 50 + number, 60], [0, 0, 20, 20]]))
+    settings = ConfigDict(
+        {"proposals": 5, "proposal_method": "precomputed", "proposal_folder": str(tmp_path)}
+    )
+    pictures = scnet.Pictures(pairs, scnet.proposal_options(settings))
+    assert [regions[:, 2].tolist() for regions in pictures.regions] == [[50, 20], [51, 20]]
+    settings["proposal_folder"] = ""  # beside the pictures, where there are none
+    with pytest.raises(DataError, match="it should hold the proposals of"):
+        scnet.Pictures(pairs, scnet.proposal_options(settings))
+    settings.update(proposal_method="grid", proposal_folder=str(tmp_path))
+    with pytest.raises(ConfigError, match="has no option 'folder'"):
+        scnet.Pictures(pairs, scnet.proposal_options(settings))
 
 
 def test_damaged_pictures_are_named_and_few(path, proposals, tmp_path):
