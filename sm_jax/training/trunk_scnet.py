@@ -39,6 +39,11 @@ class Trunk:
                 "data.cache_trunk: with model.trainable=all the features change with every step; SCNet "
                 "trains with a frozen trunk, model.trainable=heads"
             )
+        if not model.trainable(self._model, "fc/kernel") and not config.init.get("model", ""):
+            raise ConfigError(
+                "model.agplus_schedule=freeze_a keeps the appearance embedding, which would be random; "
+                "start from a trained A (configs/scnet.py:start=RUN), or take schedule=alternate or joint"
+            )
         shapes = flatten(jax.eval_shape(lambda: model.init(self._model, jax.random.key(0))))
         if not config.init.get("model", ""):
             shapes = {name: leaf for name, leaf in shapes.items() if name.split("/")[1] == "backbone"}

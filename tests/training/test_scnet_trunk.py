@@ -122,6 +122,16 @@ def test_a_trunk_that_trains_or_is_random_is_refused(config):
         trunk.make_train_iterator(config)
 
 
+def test_a_random_appearance_embedding_is_not_frozen(config):
+    config.model.variant = "AG+"
+    with pytest.raises(
+        ConfigError, match=r"would be random; start from a trained A \(configs/scnet.py:start="
+    ):
+        trunk.make_train_iterator(config)
+    config.model.agplus_schedule = "joint"
+    trunk_scnet.Trunk(config)
+
+
 def test_other_weights_than_the_stored_features_are_refused(config):
     iterator = trunk.make_train_iterator(config, say=lambda line: None)
     net = model.ModelConfig.create(config.model)
