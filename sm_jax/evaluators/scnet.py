@@ -46,6 +46,12 @@ def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator | M
     for split in options.splits:
         pairs = data_lib.make_pairs(config.data, split)
         notes = overlap(config, pairs) if trained else []
+        left_out, run = config.data.get("leave_out", ""), config.get("trained")
+        if left_out and run and run.source != config.data.source:
+            notes.append(
+                f"pairs of the category {left_out!r} only, of every split, as the run left it out; "
+                "--config.data.leave_out= for the split itself"
+            )
         found[split] = CorrespondenceEvaluator(
             start,
             subset(pairs, options.get("max_pairs", 0)),

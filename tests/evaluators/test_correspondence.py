@@ -211,6 +211,9 @@ def test_what_was_trained_on_does_not_change_with_the_data_of_the_evaluation(tmp
     with pytest.raises(ConfigError, match="enough"):
         evaluate()
     assert seen == [[]]
+    with pytest.raises(ConfigError, match="enough"):
+        evaluate(f"--data={willow(tmp_path / 'other', classes=('car(G)', 'cow(S)'))}")
+    assert "'car' only, of every split" in seen[1][0]
     for other in ("duck", ""):  # both were trained on
         with pytest.raises(DataError, match="also trained on"):
             evaluate(f"--config.data.leave_out={other}")
