@@ -20,6 +20,7 @@ __all__ = [
     "Measured",
     "PhraseSource",
     "Source",
+    "class_views",
     "image_scale",
     "make_encoder",
     "make_pairs",
@@ -66,8 +67,9 @@ def make_source(data: Any, split: str) -> Source:
 def image_scale(data: Any, train: Source | None = None) -> float:
     """Factor from stored pixels to the pixels the model works on, for every split of a data set.
 
-    `data.scale` if it is positive; if it is 0, measured on the training split (`train`, if it is open
-    already), so that its median object gets `data.object_size` pixels (square root of the area).
+    `data.scale` if it is positive; if it is 0, that of a published data set (`data.builders.published`), or
+    else measured on the training split (`train`, if it is open already), so that its median object gets
+    `data.object_size` pixels (square root of the area).
 
     Raises:
       ConfigError, DataError.
@@ -79,7 +81,26 @@ def image_scale(data: Any, train: Source | None = None) -> float:
         raise ConfigError(f"data.object_size: must be positive, not {object_size:g}")
     if scale:
         return scale
+    if found := _facts(data):
+        return found.eval_scale / found.nominal
     return measure(make_source(data, "train") if train is None else train, object_size=object_size).scale
+
+
+def class_views(data: Any, views: str) -> str:
+    """`eval.views` with "data" replaced by what a published data set is searched with ("" for any other)."""
+    if views != "data":
+        return views
+    found = _facts(data)
+    return found.views if found else ""
+
+
+def _facts(data: Any) -> Any:
+    """`builders.facts.Facts` of `data.source`, if it is a published data set that was built."""
+    from sm_jax.data import builders
+    from sm_jax.data.builders import facts
+
+    built = None if data.source in GENERATED else builders.find(data.source)
+    return None if built is None else facts.read(built)
 
 
 def make_phrase_source(data: Any, split: str) -> PhraseSource:
