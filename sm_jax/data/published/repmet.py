@@ -76,7 +76,7 @@ class _Test:
             except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
                 raise DataError(
                     f"{self._root / EPISODES}: episode {index} is not readable "
-                    f"({type(error).__name__}: {str(error)[:60]})"
+                    f"({type(error).__name__}: {str(error)[:100]})"
                 ) from None
         return stored_source(records, names, pictures)
 
@@ -124,7 +124,7 @@ class _Test:
         """Where a picture lies here; the files name it by its path on the authors' machine."""
         inside = PurePosixPath(image.rpartition("ILSVRC/")[2])
         if inside.is_absolute() or ".." in inside.parts or "\\" in image:
-            raise ValueError(f"{image[:60]!r} is no path below ILSVRC")
+            raise ValueError(f"no path below ILSVRC: {image[-60:]!r}")
         return self._root / "ILSVRC" / inside
 
 

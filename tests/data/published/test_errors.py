@@ -182,7 +182,7 @@ def test_odd_episodes(tmp_path, capsys):
         ([good | {"train_boxes": [[*other[:3], np.array([5, 5, 5, 9])]]}], "class 3: its box [5.0, 5.0"),
         (
             [good | {"train_boxes": [[*other[:2], f"{maker.AUTHORS}../../x.JPEG", other[3]]]}],
-            "is no path below ILSVRC",
+            "no path below ILSVRC: ",
         ),
         ([good | {"query_images": [maker.path_of("z")]}], "has no entry for"),
         ([good | {"train_boxes": [[*other[:2], maker.path_of("z"), other[3]]]}], "no such picture file"),
