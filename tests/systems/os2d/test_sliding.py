@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import os2d as published
-from sm_jax import points, systems
+from sm_jax import api, points, systems
 from sm_jax.data import transforms
 from sm_jax.data.images import fit_to_area
-from sm_jax.errors import ConfigError, ImageError
+from sm_jax.errors import ConfigError, ImageError, WeightsError
 from sm_jax.evaluators.os2d import DetectionEvaluator
 from sm_jax.ops.correlation import l2_normalize
 from sm_jax.systems.os2d import model, sliding
@@ -165,7 +165,7 @@ def test_the_system_predicts_what_the_predictor_does_and_the_evaluator_takes_it(
     level = {"image": transforms.normalize(image)[None], "size": jnp.array([[64, 128]])}
     answer = jax.jit(functools.partial(predict_level, CONFIG))(fake.VARIABLES, level, encoded)
     template = _encode(query)
-    np.testing.assert_allclose(encoded["template"][0], template, atol=1e-6)
+    np.testing.assert_allclose(encoded["template"][0], template, atol=1e-5)
     best = _predictor().detect(
         fake.VARIABLES,
         [level["image"][0]],
@@ -179,6 +179,17 @@ def test_the_system_predicts_what_the_predictor_does_and_the_evaluator_takes_it(
         _predictor(), Squares(), scales=[1.0], query_size=64, iou_thresholds=(0.5,)
     )
     assert dict(evaluator.run(fake.VARIABLES))["recall@0.50"] == 1.0
+
+
+def test_a_detector_takes_banks_of_its_own_templates_only():
+    image = _noise(np.random.default_rng(4), (64, 128))
+    window = api.Detector(parts(CONFIG), fake.VARIABLES, query_size=64, window="target", step=64)
+    bank = window.encode({"strip": image[16:48]})
+    (found,) = window.detect(image, bank, scales=1.0, threshold=0.9, max_detections=1)
+    np.testing.assert_allclose(found.boxes, [[0, 16, 128, 48]], atol=1e-2)
+    other = api.Detector(parts(model.ModelConfig(window="square")), fake.VARIABLES, window="square")
+    with pytest.raises(WeightsError, match="encode its pictures again"):
+        other.detect(image, bank)
 
 
 @pytest.mark.parametrize("window", ["square", "target"])
