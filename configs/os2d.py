@@ -10,7 +10,8 @@ Arguments follow a colon and are separated by commas, for example `configs/os2d.
   runlocal          a run of a few minutes on 2 cores that exercises everything
   full              the published budget (200,000 steps of 4 crops of 600x600 and 15 classes); needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
-  recipe=NAME       v1 (default) | v2-init (affine of weakalign, not trained further) | v2
+  recipe=NAME       v1 (default) | v2-init (affine of weakalign, not trained further) | v2 | the baselines
+                    without training: sliding-square (V1's start), sliding-ar (the query's own shape)
   table1=RUN        column 0..11 of the paper's Table 1 (sets recipe, objective and schedule; implies full)
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 from sm_jax.errors import ConfigError
 
+UNTRAINED = ("v2-init", "sliding-square", "sliding-ar")
 PYRAMID = (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
 
 
@@ -62,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         _two_cores(config)
     if args.runlocal:
         _runlocal(config)
-    if args.recipe == "v2-init":
+    if args.recipe in UNTRAINED:
         config.steps = 0
     if args.steps:
         config.steps = args.steps
@@ -85,6 +87,7 @@ def _published() -> ConfigDict:
                 "norm": "frozen_bn",
                 "simplified": True,
                 "inverse": False,
+                "window": "",
                 "query_size": 240,
                 "freeze_bn_transform": False,
                 "frozen_blocks": 0,
@@ -203,10 +206,12 @@ def _published() -> ConfigDict:
 
 
 def _recipe(config: ConfigDict, name: str, transform: str) -> None:
-    """The three models of the paper: V1-train, V2-init and V2-train."""
-    if name not in ("v1", "v2", "v2-init"):
-        raise ConfigError(f"recipe={name}: there are v1, v2 and v2-init")
-    if name == "v1":
+    """The three models of the paper, V1-train, V2-init and V2-train, and its sliding windows."""
+    if name not in ("v1", "v2", *UNTRAINED):
+        raise ConfigError(f"recipe={name}: there are v1, v2, {', '.join(UNTRAINED)}")
+    if name.startswith("sliding-"):
+        config.model.window = {"sliding-square": "square", "sliding-ar": "target"}[name]
+    if name == "v1" or config.model.window:
         return
     config.model.update(simplified=False, inverse=True, freeze_bn_transform=True)
     config.objective.loc_weight = 0.0
