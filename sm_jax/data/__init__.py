@@ -99,7 +99,8 @@ def _facts(data: Any) -> Any:
     from sm_jax.data import builders
     from sm_jax.data.builders import facts
 
-    built = None if data.source in GENERATED else builders.find(data.source)
+    path = data.get("source", "")
+    built = None if path in ("", *GENERATED) else builders.find(path)
     return None if built is None else facts.read(built)
 
 

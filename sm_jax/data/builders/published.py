@@ -29,7 +29,7 @@ def build(name: str, manual_dir: str | Path, folder: str | Path, *, splits: Sequ
       DataError: a file that is missing, damaged or of another form.
     """
     dataset = published.find(name)
-    target = outside(Path(folder).expanduser() / name, Path(manual_dir) / dataset.folder)
+    target = outside(Path(folder) / name, published.root(dataset, manual_dir))
     if builders.find(target):
         raise ConfigError(f"{target}: is built already; remove it to build it again")
     found = published.open_sources(name, manual_dir, splits=splits)

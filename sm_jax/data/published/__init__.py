@@ -177,7 +177,7 @@ def open_sources(
     for split in wanted:
         if split not in known and not ("val-N" in known and split.startswith("val-")):
             raise ConfigError(f"{name}: there is no split {split!r}, only {', '.join(known)}")
-    sources = reader.read(dataset, _root(dataset, Path(manual_dir).expanduser()), wanted)
+    sources = reader.read(dataset, root(dataset, manual_dir), wanted)
     return {split: (source, _remark(dataset, split, source)) for split, source in sources.items()}
 
 
@@ -188,7 +188,9 @@ def needed(path: Path, dataset: Published) -> Path:
     return path
 
 
-def _root(dataset: Published, folder: Path) -> Path:
+def root(dataset: Published, manual_dir: str | Path) -> Path:
+    """The folder of the data set: the one in `manual_dir`, or `manual_dir` itself; DataError without it."""
+    folder = Path(manual_dir).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {dataset.get} (see docs/reproduce.md)")
     below = folder / dataset.folder

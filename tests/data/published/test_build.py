@@ -205,8 +205,9 @@ def test_a_damaged_published_json(tmp_path):
 
 def test_refusals_of_arguments(tmp_path):
     maker.grozi(tmp_path)
-    with pytest.raises(ConfigError, match="nothing is ever written"):
-        build_published.build("grozi", tmp_path, tmp_path / "grozi" / "built")
+    for manual_dir in (tmp_path, tmp_path / "grozi"):
+        with pytest.raises(ConfigError, match="nothing is ever written"):
+            build_published.build("grozi", manual_dir, tmp_path / "grozi" / "built")
     with pytest.raises(ConfigError, match="no split 'test', only train, train-mini, val-old-cl"):
         build_published.build("grozi", tmp_path, tmp_path / "built", splits=["test"])
     maker.repmet(tmp_path)
