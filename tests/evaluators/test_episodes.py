@@ -19,7 +19,7 @@ PREDICTOR = Predictor(PARTS, step=64, top_k=None)
 
 
 class _Episodes(Squares):
-    """Pictures 0 and 1 are an episode of red and blue, picture 2 one of blue and green (it shows no green)."""
+    """Pictures 0 and 1 are an episode of red and blue, picture 2 one of blue and green (shows none)."""
 
     def listed(self, index):
         return np.array([[0, 1], [1, 0], [1, 2]][index])

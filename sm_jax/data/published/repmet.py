@@ -184,9 +184,7 @@ def _excluded(path: Path) -> set[str]:
     text = checked_bytes(path, MAX_TEXT_BYTES).decode("utf-8", errors="replace")
     names = {line.strip() for line in text.splitlines() if line.strip()}
     if len(names) != NUM_TEST_CLASSES or not all(_SYNSET.fullmatch(name) for name in names):
-        raise DataError(
-            f"{path}: must hold the {NUM_TEST_CLASSES} synsets of the test classes, one a line"
-        )
+        raise DataError(f"{path}: must hold the {NUM_TEST_CLASSES} synsets of the test classes, one a line")
     return names
 
 
