@@ -107,6 +107,16 @@ def _mined(root, **changes):
     return config, memory
 
 
+def test_boxes_as_class_pictures(tmp_path):
+    root = makers.voc(tmp_path, 6)
+    plain, extra = _take(_config(root), 4), _take(_config(root, mine_extra_class_images=True), 4)
+    for one, other in zip(plain, extra, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    assert any(
+        not np.array_equal(one["query"], other["query"]) for one, other in zip(plain, extra, strict=True)
+    )
+
+
 def test_memory_is_part_of_the_state(tmp_path):
     config, memory = _mined(makers.voc(tmp_path, 6))
     plain = _take(config, 4)

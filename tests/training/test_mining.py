@@ -139,6 +139,7 @@ def test_parts_of_several_processes_join(root):
     for name in ("labels", "crops", "losses"):
         joined = mining.join(np.stack([getattr(part, name) for part in parts]))
         np.testing.assert_array_equal(joined, getattr(whole, name))
+    assert same(mining.exchange(whole), whole)  # with the one process of this test
 
 
 def test_damaged_pictures_are_named_and_left_out(tmp_path):
