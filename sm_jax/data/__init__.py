@@ -153,6 +153,7 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
     makers = {
         "os2d": _os2d_builder,
+        "coae": _os2d_builder,
         "crossmodal": _crossmodal_builder,
         "ssm": _ssm_builder,
         "scnet": _scnet_builder,
@@ -169,9 +170,10 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
 
 def _os2d_builder(config: Any, **process: Any) -> Any:
-    from sm_jax.data import os2d, patches
+    from sm_jax.data import coae, os2d, patches
 
     data = config.data
+    builder = coae.BatchBuilder if config.system == "coae" else os2d.BatchBuilder
     mining = patches.options(data)
     extra = bool(data.get("mine_extra_class_images", False))
     source = make_source(data, "train")
@@ -180,7 +182,7 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         scale=image_scale(data, source),
         canvas=query_canvas(source, side=side, boxes=extra),
         batch_size=config.batch_size,
-        class_batch_size=data.class_batch_size,
+        class_batch_size=data.get("class_batch_size", config.batch_size),
         crop=tuple(data.crop),
         query_side=side,
         max_boxes=data.max_boxes,
@@ -194,7 +196,7 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         extra_query_pictures=extra,
         hard_patches=mining.enabled,
     )
-    return os2d.BatchBuilder(source, options, **process)
+    return builder(source, options, **process)
 
 
 def _crossmodal_builder(config: Any, **process: Any) -> Any:
