@@ -35,7 +35,9 @@ def test_hidden_cells_change_nothing():
 
 def test_a_map_without_valid_cells_is_epsilon_with_finite_gradients():
     nothing = np.zeros((4, 5, 1), bool)
-    np.testing.assert_allclose(gem(MAP, 3.0, where=nothing), gem_reference(MAP, 3.0, where=nothing), rtol=1e-5)
+    np.testing.assert_allclose(
+        gem(MAP, 3.0, where=nothing), gem_reference(MAP, 3.0, where=nothing), rtol=1e-5
+    )
     grads = jax.grad(lambda x, p: jnp.sum(gem(x, p, where=nothing)), argnums=(0, 1))(MAP, 3.0)
     assert all(np.all(np.isfinite(grad)) for grad in grads)
 
