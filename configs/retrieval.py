@@ -1,20 +1,20 @@
-"""Retrieval: pictures as descriptors, the second half of the baseline "detector + retrieval" (OS2D, ECCV 2020).
+"""Retrieval: pictures as descriptors, one half of the baseline "detector + retrieval" (OS2D, ECCV 2020).
 
     python train.py --config=configs/retrieval.py
 
-With no argument: on generated shelves, from the packaged ImageNet features, on 2 CPU cores. The features stay as
-they are, and are computed once for every crop and kept on disk (in the cache folder; the next run reads them);
-the pooling and the whitening learn. It prints how class pictures and crops of objects find each other on classes
-that no training saw. docs/baselines-retrieval.md says what it gives, and how a detector joins in.
+With no argument: on generated shelves, from the packaged ImageNet features, on 2 CPU cores. The features stay
+as they are, and are computed once for every crop and kept on disk (in the cache folder; the next run reads
+them); the pooling and the whitening learn. It prints how class pictures and crops of objects find each other
+on classes that no training saw. docs/baselines-retrieval.md says what it gives, and how a detector joins in.
 
 Arguments follow a colon and are separated by commas, for example `configs/retrieval.py:full,data=PATH`:
 
   runlocal          a run of a few minutes on 2 cores that exercises everything
   full              the published budget: 100 epochs of 2000 queries, everything trains; needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
-  untrained         the paper's row "retrieval not trained": ImageNet features and pooling, no whitening, no steps
-  whitening=NAME    what the whitening starts from: pairs | pca (computed from training crops) | random; default
-                    pairs, with `full` random
+  untrained         the paper's row "retrieval not trained": ImageNet features and pooling, no whitening
+  whitening=NAME    what the whitening starts from: pairs | pca (computed from training crops) | random
+                    (default pairs, with `full` random)
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
@@ -98,7 +98,7 @@ def _published() -> ConfigDict:
             "data": {
                 "source": "shelves",
                 "train_split": "train",
-                "scale": 0.0,  # of stored pixels, for the detector's pyramid; 0: measured on the training split
+                "scale": 0.0,  # for the detector's pyramid; 0: measured on the training split
                 "object_size": 240,
                 "negatives": 5,
                 "queries": 2000,

@@ -1,9 +1,10 @@
 """Training tuples of the retrieval system: a query, another picture of its class, pictures of other classes.
 
-The pictures are class pictures, crops of annotated boxes, and random crops of the images; `Crops` plans them from
-annotations and a seed alone, so that every process and every resumed run has the same list. Which tuples an epoch
-has, but for its negatives, is a function of (seed, epoch); the negatives are what the model of that moment
-confuses with the query (`hardest`). Source: OS2D's baseline (specification, sec. 16) and cnnimageretrieval v1.1.
+The pictures are class pictures, crops of annotated boxes, and random crops of the images; `Crops` plans them
+from annotations and a seed alone, so that every process and every resumed run has the same list. Which tuples
+an epoch has, but for its negatives, is a function of (seed, epoch); the negatives are what the model of that
+moment confuses with the query (`hardest`). Source: OS2D's baseline (specification, sec. 16) and
+cnnimageretrieval v1.1.
 """
 
 import copy
@@ -29,7 +30,8 @@ class BatchOptions:
     """How pictures and tuples are made.
 
     Attributes:
-      side: pictures are scaled, up or down, so that their longer side has so many pixels; also the canvas' side.
+      side: pictures are scaled, up or down, so that their longer side has so many pixels; also the canvas'
+        side.
       batch_size: tuples of a batch.
       negatives: pictures of other classes in a tuple.
       queries: tuples of an epoch, at most; whole steps of them are used.
@@ -58,13 +60,15 @@ class BatchOptions:
                 raise ConfigError(f"data.{name}: must be at least 1, not {getattr(self, name)}")
         if self.random_crops < 0 or self.min_side < 1:
             raise ConfigError(
-                f"data: random_crops={self.random_crops} must not be negative, min_side={self.min_side:g} at least 1"
+                f"data: random_crops={self.random_crops} must not be negative, min_side={self.min_side:g} at "
+                "least 1"
             )
         if not 0 <= self.negative_iou <= self.positive_iou < 1:
             raise ConfigError("data: 0 <= negative_iou <= positive_iou < 1 does not hold")
         if self.queries < self.step:
             raise ConfigError(
-                f"data.queries: {self.queries} are fewer than the {self.step} of a step (batch_size, accumulate)"
+                f"data.queries: {self.queries} are fewer than the {self.step} of a step (batch_size x "
+                "optim.accumulate)"
             )
 
     @property
@@ -150,8 +154,9 @@ def random_crops(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Up to `options.random_crops` crops f32 (n, 4) of an image of `size`, and what they show, i32 (n,).
 
-    Each has the sides of a random box of the image times U(0.8, 1.25); every other one lies anywhere, the others
-    at that box, moved by up to a sixth of its sides. (How the baseline's crops were drawn was not published.)
+    Each has the sides of a random box of the image times U(0.8, 1.25); every other one lies anywhere, the
+    others at that box, moved by up to a sixth of its sides. (How the baseline's crops were drawn was not
+    published.)
     """
     height, width = size
     crops, shown = [], []
@@ -240,10 +245,11 @@ class Epochs:
 def hardest(
     scores: np.ndarray, query_labels: np.ndarray, labels: np.ndarray, rows: np.ndarray, count: int
 ) -> np.ndarray:
-    """For every query the `count` pictures of the pool that score highest, no two of a class, none of its own.
+    """For every query the `count` pictures of the pool that score highest, no two of a class, none of its
+    own.
 
-    Crops that show nothing are each a class of their own. Where there are fewer classes, pictures of the classes
-    taken come next, then -1. Source: cnnimageretrieval v1.1.
+    Crops that show nothing are each a class of their own. Where there are fewer classes, pictures of the
+    classes taken come next, then -1. Source: cnnimageretrieval v1.1.
 
     Args:
       scores: f32 (q, m), similarity of every query with every picture of the pool.
@@ -305,8 +311,8 @@ class Negatives:
 class BatchBuilder:
     """Random access to this process's rows of the training batches (see `pipeline.Builder`).
 
-    A batch is a function of (pictures, options, seed, memory, k). Negatives of epochs that `memory` is not of are
-    random ones, which are good for a batch's shape.
+    A batch is a function of (pictures, options, seed, memory, k). Negatives of epochs that `memory` is not of
+    are random ones, which are good for a batch's shape.
 
     Attributes:
       crops: the pictures.
@@ -403,8 +409,8 @@ class BatchBuilder:
         """Normalises a batch (zero padding after that) and takes out what was skipped.
 
         Returns:
-          The training batch (`systems.retrieval.objective.loss`), and (kind, name, message) of every picture that
-          could not be read.
+          The training batch (`systems.retrieval.objective.loss`), and (kind, name, message) of every picture
+          that could not be read.
         """
         # Copies: arrays of a worker lie in shared memory, which must not outlive the iterator.
         batch = {name: np.array(batch[name]) for name in sorted(batch)}

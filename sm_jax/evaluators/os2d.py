@@ -166,7 +166,8 @@ class SearchEvaluator:
         raise NotImplementedError
 
     def search(self, variables: Any, image: np.ndarray, encoded: Any, *, name: str) -> dict[str, np.ndarray]:
-        """Find all classes in a uint8 image, called `name` in messages: `boxes` (n, 4), `scores`, `labels`."""
+        """Find all classes in a uint8 image, called `name` in messages: `boxes` (n, 4), `scores`,
+        `labels`."""
         raise NotImplementedError
 
     def table(self) -> str:

@@ -13,8 +13,8 @@ def contrastive(
 ) -> tuple[Array, Array]:
     """The loss of every pair, and the distance it is of.
 
-    Of a positive pair `d ** 2 / 2`, of a negative one `max(margin - d, 0) ** 2 / 2`, with the Euclidean distance
-    d = ||first - second + 1e-6||.
+    Of a positive pair `d ** 2 / 2`, of a negative one `max(margin - d, 0) ** 2 / 2`, with the Euclidean
+    distance d = ||first - second + 1e-6||.
 
     Args:
       first, second: f32 "... d", L2-normalised.
@@ -23,8 +23,8 @@ def contrastive(
       where: bool "...", real pairs; the others have loss 0.
 
     Returns:
-      losses f32 "...", distances f32 "...". Source: "Fine-tuning CNN Image Retrieval with No Human Annotation"
-      (PAMI 2018), eq. 3; cnnimageretrieval v1.1 (for the 1e-6).
+      losses f32 "...", distances f32 "...". Source: "Fine-tuning CNN Image Retrieval with No Human
+      Annotation" (PAMI 2018), eq. 3; cnnimageretrieval v1.1 (for the 1e-6).
     """
     squares = jnp.sum(jnp.square(first - second + EPSILON), axis=-1)
     apart = squares > 0

@@ -1,6 +1,7 @@
 """Generalised-mean pooling: one number per channel, between the mean (p = 1) and the maximum (p to infinity).
 
-Source: "Fine-tuning CNN Image Retrieval with No Human Annotation" (PAMI 2018), sec. 3.1; cnnimageretrieval v1.1.
+Source: "Fine-tuning CNN Image Retrieval with No Human Annotation" (PAMI 2018), sec. 3.1; cnnimageretrieval
+  v1.1.
 """
 
 import jax
@@ -13,8 +14,8 @@ EPSILON = 1e-6
 def gem(features, p, *, where=None, epsilon=EPSILON):
     """`mean(max(x, epsilon) ** p) ** (1 / p)` over the cells of a map: "h w c" -> float32 "c".
 
-    Computed as a log-sum-exp, so that no power overflows whatever `p` is. Cells below `epsilon` get no gradient.
-    Written for one map; `vmap` for batches.
+    Computed as a log-sum-exp, so that no power overflows whatever `p` is. Cells below `epsilon` get no
+    gradient. Written for one map; `vmap` for batches.
 
     Args:
       features: the map, not negative as a rule (after a ReLU).

@@ -26,14 +26,14 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     Parts of the model named in `adam_parts` use `adam`, with `adam_lr` at the schedule's start, whatever the
     others do. `bias_lr` is a factor of the learning rate of every parameter called "bias", and without
     `bias_decay` they have no weight decay; Caffe's networks, such as SSM's, are trained with 2 and False.
-    `part_lr` gives factors of the learning rate of whole parts, and the parts in `no_decay` have no weight decay.
-    Parts named in `alternate` take turns of `alternate_every` steps; one that rests keeps its values and its
-    momentum.
+    `part_lr` gives factors of the learning rate of whole parts, and the parts in `no_decay` have no weight
+    decay. Parts named in `alternate` take turns of `alternate_every` steps; one that rests keeps its values
+    and its momentum.
 
     Raises:
       ConfigError: an unknown name, a `clip_norm`, `ema`, `bias_lr` or `part_lr` that no step can use, or
-        `adam_parts` together with `alternate`; from its `init`: a part of `adam_parts`, `alternate`, `part_lr`
-        or `no_decay` that is not there.
+        `adam_parts` together with `alternate`; from its `init`: a part of `adam_parts`, `alternate`,
+        `part_lr` or `no_decay` that is not there.
     """
     if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
         raise ConfigError(
@@ -156,8 +156,8 @@ def _alternate(
 def make_schedule(config: Any, steps: int) -> Callable[[Array], Array]:
     """Learning rate by step (int32, from 0) from `config.optim`.
 
-    `multistep` multiplies by `gamma` from each of `milestones` on, `exponential` after every `decay_every` steps
-    (as a rule an epoch); `cosine` falls to `lr_end` (0) at `steps`;
+    `multistep` multiplies by `gamma` from each of `milestones` on, `exponential` after every `decay_every`
+    steps (as a rule an epoch); `cosine` falls to `lr_end` (0) at `steps`;
     `constant` stays. With `warmup` = w, step s < w has (s + 1) / w of the rate.
     """
     lr, warmup = float(config.lr), int(config.get("warmup", 0))

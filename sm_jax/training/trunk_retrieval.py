@@ -35,8 +35,8 @@ class Trunk:
         self._model = model.ModelConfig.create(config.model)
         if self._model.train_features:
             raise ConfigError(
-                "data.cache_trunk: the backbone trains (model.train_features), so its features change with every "
-                "step; set model.train_features=False or data.cache_trunk=False"
+                "data.cache_trunk: the backbone trains (model.train_features), so its features change with "
+                "every step; set model.train_features=False or data.cache_trunk=False"
             )
         self._config = config
         shapes = flatten(jax.eval_shape(lambda: model.init(self._model, jax.random.key(0))))

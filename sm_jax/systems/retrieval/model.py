@@ -1,9 +1,9 @@
 """A picture as one descriptor: ResNet features, generalised-mean pooling, learned whitening.
 
 `params` has up to three parts: "backbone", "pool" (the exponent `p`) and, with whitening, "whiten". Source:
-"Fine-tuning CNN Image Retrieval with No Human Annotation" (PAMI 2018) and cnnimageretrieval v1.1 with end-to-end
-whitening, the retrieval of OS2D's baseline (ECCV 2020; specification, sec. 16). Here the network is cut after
-C4, as everywhere in the library.
+"Fine-tuning CNN Image Retrieval with No Human Annotation" (PAMI 2018) and cnnimageretrieval v1.1 with
+end-to-end whitening, the retrieval of OS2D's baseline (ECCV 2020; specification, sec. 16). Here the network
+is cut after C4, as everywhere in the library.
 """
 
 import dataclasses
@@ -172,6 +172,7 @@ def encode(config: ModelConfig, variables: Variables, requests: dict[str, Array]
 def predict(
     config: ModelConfig, variables: Variables, images: dict[str, Array], encoded: dict[str, Array]
 ) -> dict[str, Array]:
-    """`{"scores": (b, r)}`: the cosine of every picture (`image`, `size` as in `encode`) with every request."""
+    """`{"scores": (b, r)}`: the cosine of every picture (`image`, `size` as in `encode`) with every
+    request."""
     found = describe(config, variables, images["image"], images["size"])
     return {"scores": found @ encoded["descriptor"].T}

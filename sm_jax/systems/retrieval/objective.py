@@ -52,15 +52,15 @@ def loss(
       model_config: the network.
       config: the objective.
       variables: `params` and `batch_stats`.
-      batch: `image` f32 "b t h w 3", normalised, zero padded, or `image_trunk` "b t h' w' 1024", the features of a
-        backbone that does not train; `size` int32 "b t 2", valid (height, width) in pixels; `valid` bool "b t",
-        pictures that could be read.
+      batch: `image` f32 "b t h w 3", normalised, zero padded, or `image_trunk` "b t h' w' 1024", the features
+        of a backbone that does not train; `size` int32 "b t 2", valid (height, width) in pixels; `valid` bool
+        "b t", pictures that could be read.
       key: not used.
 
     Returns:
       `(loss, (metrics, updates))`: the sum over all pairs of a query with another of its tuple; scalars
-      `positive_distance` and `negative_distance` (means), `violated` (share of the negatives that are nearer than
-      the positive) and `p`; and no updates.
+      `positive_distance` and `negative_distance` (means), `violated` (share of the negatives that are nearer
+      than the positive) and `p`; and no updates.
     """
     del key
     size = batch["size"]

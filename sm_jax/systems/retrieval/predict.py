@@ -19,9 +19,10 @@ Describe = Callable[[Any, jax.Array, jax.Array], jax.Array]
 class Describer:
     """Describes pictures with a bounded number of compiled programs.
 
-    A picture is brought to the area `side` squared, then to every scale, each bilinearly without antialiasing; its
-    descriptor is the normalised sum over the scales. Pictures are padded to multiples of `step` and go through
-    in chunks whose lengths are powers of two. Source: OS2D's baseline (specification, sec. 16).
+    A picture is brought to the area `side` squared, then to every scale, each bilinearly without
+    antialiasing; its descriptor is the normalised sum over the scales. Pictures are padded to multiples of
+    `step` and go through in chunks whose lengths are powers of two. Source: OS2D's baseline (specification,
+    sec. 16).
 
     Attributes:
       compiles: how often "describe" was traced, so compiled or read from the cache.

@@ -33,8 +33,8 @@ def pca(descriptors: np.ndarray, *, dim: int, shrinkage: float = SHRINKAGE) -> t
 def pairs(
     descriptors: np.ndarray, first: np.ndarray, second: np.ndarray, *, dim: int, shrinkage: float = SHRINKAGE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Discriminative whitening: differences within pairs get equal variance, then the directions that vary most
-    are kept.
+    """Discriminative whitening: differences within pairs get equal variance, then the directions that vary
+    most are kept.
 
     Args:
       descriptors: (n, d).
