@@ -123,7 +123,15 @@ def _published() -> ConfigDict:
                 "flips": False,
                 "color": False,
                 "query_crops": False,
-                "mining": False,
+                "mining": {
+                    "enabled": False,
+                    "every": 5000,
+                    "patches": 10,
+                    "scales": 2,
+                    "random_classes": 200,
+                    "nms_iou": 0.5,
+                },
+                "mine_extra_class_images": False,
                 "scale": 0.0,  # of stored pixels; 0: measured on the training split
                 "workers": 2,
                 "cache_dir": "",
@@ -213,7 +221,7 @@ def _table1(config: ConfigDict, run: int, transform: str) -> None:
         _recipe(config, "v2", transform)
     if run in (4, 5):
         config.model.update(simplified=False, inverse=run == 4)
-    config.data.mining = run in (3, 5, 8)  # training refuses it: hard-patch mining is not built yet
+    config.data.mining.enabled = run in (3, 5, 8)
     if run == 6:
         config.objective.loc_weight = 0.2
     if run in (0, 9, 10):

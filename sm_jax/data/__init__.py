@@ -171,16 +171,16 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
 
 def _os2d_builder(config: Any, **process: Any) -> Any:
-    from sm_jax.data import os2d
+    from sm_jax.data import os2d, patches
 
     data = config.data
-    if data.get("mining", False):
-        raise ConfigError("data.mining: hard-patch mining is not available; set it to False")
+    mining = patches.options(data)
+    extra = bool(data.get("mine_extra_class_images", False))
     source = make_source(data, "train")
     side = config.model.get("query_size", 240)
     options = os2d.BatchOptions(
         scale=image_scale(data, source),
-        canvas=query_canvas(source, side=side),
+        canvas=query_canvas(source, side=side, boxes=extra),
         batch_size=config.batch_size,
         class_batch_size=data.class_batch_size,
         crop=tuple(data.crop),
@@ -193,6 +193,8 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         flips=data.flips,
         color=data.color,
         query_crops=data.query_crops,
+        extra_query_pictures=extra,
+        hard_patches=mining.enabled,
     )
     return os2d.BatchBuilder(source, options, **process)
 

@@ -136,9 +136,16 @@ def random_crop(
 def apply_crop(
     image: np.ndarray, boxes: np.ndarray, crop: np.ndarray, size: tuple[int, int], filter: str = "bilinear"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts `crop` out and resizes it to `size`, each axis on its own; boxes follow, not clipped."""
+    """Cuts `crop` out and resizes it to `size`, each axis on its own; boxes follow, not clipped.
+
+    What lies to the right of the image or below it is black (0).
+    """
     left, top, right, bottom = (int(edge) for edge in crop)
-    cut = images.resize(image[top:bottom, left:right], size, filter)
+    cut = image[top:bottom, left:right]
+    missing = bottom - top - cut.shape[0], right - left - cut.shape[1]
+    if any(missing):
+        cut = np.pad(cut, ((0, missing[0]), (0, missing[1]), (0, 0)))
+    cut = images.resize(cut, size, filter)
     factor = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2, np.float32)
     origin = np.array([left, top, left, top], np.float32)
     return cut, ((boxes - origin) * factor).astype(np.float32)

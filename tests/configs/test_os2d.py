@@ -97,7 +97,7 @@ def test_every_column_of_table_1(column):
             "remap": remap,
         },
     )
-    assert config.data.mining == mining and config.steps == 200_000
+    assert config.data.mining.enabled == mining and config.steps == 200_000
 
 
 @pytest.mark.parametrize(
