@@ -24,6 +24,7 @@ __all__ = [
     "make_encoder",
     "make_pairs",
     "make_phrase_source",
+    "make_retrieval_builder",
     "make_source",
     "make_train_iterator",
     "make_training_pairs",
@@ -157,6 +158,7 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
         "crossmodal": _crossmodal_builder,
         "ssm": _ssm_builder,
         "scnet": _scnet_builder,
+        "retrieval": make_retrieval_builder,
     }
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
@@ -302,6 +304,31 @@ def _scnet_builder(config: Any, **process: Any) -> Any:
 
     options = scnet.BatchOptions(config.batch_size, config.data.proposals)
     return scnet.BatchBuilder(make_training_pairs(config), options, **process)
+
+
+def make_retrieval_builder(config: Any, **options: Any) -> Any:
+    """`retrieval.BatchBuilder` of the split "train"; `options` are its.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data import retrieval
+
+    data = config.data
+    batches = retrieval.BatchOptions(
+        side=config.model.image_size,
+        batch_size=config.batch_size,
+        negatives=data.negatives,
+        queries=data.queries,
+        pool=data.pool,
+        random_crops=data.random_crops,
+        positive_iou=data.positive_iou,
+        negative_iou=data.negative_iou,
+        min_side=data.min_side,
+        accumulate=int(config.get("optim", {}).get("accumulate", 1)),
+    )
+    source = make_source(data, data.get("train_split", "train"))
+    return retrieval.BatchBuilder(source, batches, **({"seed": config.seed} | options))
 
 
 def _shelf_split(split: str, classes: str) -> str:
