@@ -6,6 +6,7 @@ from unittest import mock
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sm_jax.backbones.common import valid_cells
 from sm_jax.systems.coae import model
@@ -51,11 +52,9 @@ def network():
 
 def variables(seed: int = 0):
     """Random ones in which no layer is 0, so that every part of the network takes part in the result."""
+    rng = np.random.default_rng(seed)
     with network():
-        fresh = model.init(CONFIG, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [
-        leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+        shapes = jax.eval_shape(lambda: model.init(CONFIG, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape), jnp.float32), shapes
+    )
