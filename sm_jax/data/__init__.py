@@ -25,6 +25,7 @@ __all__ = [
     "make_encoder",
     "make_pairs",
     "make_phrase_source",
+    "make_retrieval_builder",
     "make_source",
     "make_train_iterator",
     "make_training_pairs",
@@ -175,9 +176,11 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
     makers = {
         "os2d": _os2d_builder,
+        "coae": _os2d_builder,
         "crossmodal": _crossmodal_builder,
         "ssm": _ssm_builder,
         "scnet": _scnet_builder,
+        "retrieval": make_retrieval_builder,
     }
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
@@ -191,9 +194,10 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
 
 def _os2d_builder(config: Any, **process: Any) -> Any:
-    from sm_jax.data import os2d, patches
+    from sm_jax.data import coae, os2d, patches
 
     data = config.data
+    builder = coae.BatchBuilder if config.system == "coae" else os2d.BatchBuilder
     mining = patches.options(data)
     extra = bool(data.get("mine_extra_class_images", False))
     source = make_source(data, "train")
@@ -202,7 +206,7 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         scale=image_scale(data, source),
         canvas=query_canvas(source, side=side, boxes=extra),
         batch_size=config.batch_size,
-        class_batch_size=data.class_batch_size,
+        class_batch_size=data.get("class_batch_size", config.batch_size),
         crop=tuple(data.crop),
         query_side=side,
         max_boxes=data.max_boxes,
@@ -216,7 +220,7 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         extra_query_pictures=extra,
         hard_patches=mining.enabled,
     )
-    return os2d.BatchBuilder(source, options, **process)
+    return builder(source, options, **process)
 
 
 def _crossmodal_builder(config: Any, **process: Any) -> Any:
@@ -322,6 +326,31 @@ def _scnet_builder(config: Any, **process: Any) -> Any:
 
     options = scnet.BatchOptions(config.batch_size, config.data.proposals)
     return scnet.BatchBuilder(make_training_pairs(config), options, **process)
+
+
+def make_retrieval_builder(config: Any, **options: Any) -> Any:
+    """`retrieval.BatchBuilder` of the split "train"; `options` are its.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data import retrieval
+
+    data = config.data
+    batches = retrieval.BatchOptions(
+        side=config.model.image_size,
+        batch_size=config.batch_size,
+        negatives=data.negatives,
+        queries=data.queries,
+        pool=data.pool,
+        random_crops=data.random_crops,
+        positive_iou=data.positive_iou,
+        negative_iou=data.negative_iou,
+        min_side=data.min_side,
+        accumulate=int(config.get("optim", {}).get("accumulate", 1)),
+    )
+    source = make_source(data, data.get("train_split", "train"))
+    return retrieval.BatchBuilder(source, batches, **({"seed": config.seed} | options))
 
 
 def _shelf_split(split: str, classes: str) -> str:

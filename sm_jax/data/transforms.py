@@ -74,6 +74,23 @@ def denormalize(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
 
 
+def resize_plain(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (h, w, c) to `size` = (height, width), bilinear without antialiasing (PyTorch's `interpolate`).
+
+    Samples lie at the centres of the new pixels, the border is repeated.
+    """
+    for axis, length in enumerate(size):
+        if length != image.shape[axis]:
+            last = image.shape[axis] - 1
+            place = (np.arange(length, dtype=np.float32) + 0.5) * np.float32(image.shape[axis] / length) - 0.5
+            place = np.clip(place, 0, last)
+            low = np.floor(place).astype(int)
+            weight = (place - low).reshape(-1, *[1] * (2 - axis))
+            near, far = np.take(image, low, axis), np.take(image, np.minimum(low + 1, last), axis)
+            image = near + weight * (far - near)
+    return image.astype(np.float32, copy=False)
+
+
 def random_filter(rng: np.random.Generator) -> str:
     """A resize filter drawn uniformly from `images.FILTERS`."""
     return list(images.FILTERS)[rng.integers(len(images.FILTERS))]
