@@ -36,6 +36,8 @@ __all__ = [
 
 GENERATED = ("figures", "shapes", "shelves")
 """Values of `data.source` that are no path."""
+PUBLISHED_SIZE = 240
+"""Pixels that the published scales bring the objects of a data set to (OS2D spec sec. 13)."""
 
 _log = logging.getLogger("sm_jax.data")
 
@@ -68,9 +70,9 @@ def make_source(data: Any, split: str) -> Source:
 def image_scale(data: Any, train: Source | None = None) -> float:
     """Factor from stored pixels to the pixels the model works on, for every split of a data set.
 
-    `data.scale` if it is positive; if it is 0, that of a published data set (`data.builders.published`), or
-    else measured on the training split (`train`, if it is open already), so that its median object gets
-    `data.object_size` pixels (square root of the area).
+    `data.scale` if it is positive; if it is 0, measured on the training split (`train`, if it is open
+    already), so that its median object gets `data.object_size` pixels (square root of the area). A published
+    data set (`data.builders.published`) has its own scale for objects of 240 pixels; it is not measured.
 
     Raises:
       ConfigError, DataError.
@@ -83,7 +85,7 @@ def image_scale(data: Any, train: Source | None = None) -> float:
     if scale:
         return scale
     if found := _facts(data):
-        return found.eval_scale / found.nominal
+        return found.eval_scale / found.nominal * object_size / PUBLISHED_SIZE
     return measure(make_source(data, "train") if train is None else train, object_size=object_size).scale
 
 

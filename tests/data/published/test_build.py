@@ -74,6 +74,8 @@ def test_a_picture_of_the_nominal_size_stays_as_it_is(tmp_path):
 def test_scale_and_views_come_with_the_data(grozi, tmp_path):
     section = ConfigDict({"source": str(grozi[1]), "scale": 0.0, "object_size": 240})
     assert data.image_scale(section) == 1280 / 3264
+    section.object_size = 225
+    assert data.image_scale(section) == pytest.approx(1200 / 3264)
     section.scale = 0.5
     assert data.image_scale(section) == 0.5
     assert data.class_views(section, "data") == "" and data.class_views(section, "horflip") == "horflip"
