@@ -36,6 +36,9 @@ class Parts(NamedTuple):
         (metric name, value).
       metric_names: `config -> names` of the results that evaluation will give, as far as they are known
         before it; None where they are not.
+      make_miner: `config -> miner` that looks through the training data now and then, or None: every
+        `miner.every` steps `miner.run(variables, step=, say=)` gives the iterator's new memory, which has a
+        `step` (see `mining` and `Stream.remember`).
     """
 
     make_system: Callable[[Any], System]
@@ -43,12 +46,13 @@ class Parts(NamedTuple):
     initialize: Callable[[Any, Any], tuple[Any, list[str]]]
     make_evaluators: Callable[[Any, System], dict[str, Any]]
     metric_names: Callable[[Any], Sequence[str] | None] = lambda config: None
+    make_miner: Callable[[Any], Any] = lambda config: None
 
 
 def default_parts() -> Parts:
     """The parts that a config names, from `sm_jax.systems`, `.data`, `.weights` and `.evaluators`."""
     from sm_jax import evaluators, systems, weights
-    from sm_jax.training import trunk
+    from sm_jax.training import mining, trunk
 
     return Parts(
         make_system=systems.make,
@@ -56,6 +60,7 @@ def default_parts() -> Parts:
         initialize=weights.initialize,
         make_evaluators=evaluators.make,
         metric_names=evaluators.metric_names,
+        make_miner=mining.make_miner,
     )
 
 
@@ -116,6 +121,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             variables = stream.complete(variables)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
         stream.check(state.variables)
+        miner = parts.make_miner(config)
 
         if jax.process_index() == 0:  # only now: a run that could not start leaves no config behind
             rundir.write_json(folder / "config.json", rundir.to_dict(config))
@@ -128,6 +134,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
                 system, optimizer, config, np.asarray(jax.random.key_data(step_key)), shardings, flags
             ),
             make_evaluators=lambda: parts.make_evaluators(config, system),
+            miner=miner,
             like=like,
             state=state,
             step=latest or 0,

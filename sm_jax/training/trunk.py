@@ -23,7 +23,7 @@ from sm_jax.training.feature_file import Say
 from sm_jax.weights import start
 from sm_jax.weights.io import flatten, unflatten
 
-SYSTEMS = ("crossmodal", "scnet", "ssm")
+SYSTEMS = ("crossmodal", "retrieval", "scnet", "ssm")
 VERSION = 1  # of how features are made; another one makes all files anew
 OTHER_SPLITS = ("num_val", "num_test", "num_seen")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
@@ -65,7 +65,12 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
     from sm_jax import data
 
     if not config.data.get("cache_trunk", False):
-        return data.make_train_iterator(config)
+        iterator = data.make_train_iterator(config)
+        if config.system == "retrieval":
+            from sm_jax.training.trunk_retrieval import Starting
+
+            return Starting(config, iterator)
+        return iterator
     if config.system not in SYSTEMS:
         raise ConfigError(f"data.cache_trunk: is for {', '.join(SYSTEMS)}, not for {config.system}")
     data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
@@ -80,6 +85,15 @@ class Checked:
     def __init__(self, iterator: Any, trunk: Trunk):
         self._iterator, self._trunk = iterator, trunk
         self.get_state, self.set_state, self.close = iterator.get_state, iterator.set_state, iterator.close
+
+    @property
+    def memory(self) -> Any:
+        """As of `data.pipeline.TrainIterator`."""
+        return self._iterator.memory
+
+    def remember(self, memory: Any) -> None:
+        """As of `data.pipeline.TrainIterator`."""
+        self._iterator.remember(memory)
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
