@@ -3,7 +3,7 @@
     python benchmarks/baselines.py [--out=baselines.json] [--split=test] [--scenes=32] ROW ...
 
 A ROW is NAME=SOURCE, where SOURCE is the folder of a run (its best checkpoint) or FILE.py:ARGS for what a run
-with this config starts from; settings of it may follow, each after a semicolon:
+with this config starts from; settings of it may follow, each after a semicolon (they win over the table's):
 
     "sliding window, square=configs/os2d.py:recipe=sliding-square"
     "sliding window, target AR=configs/os2d.py:recipe=sliding-ar"
@@ -41,6 +41,8 @@ from sm_jax.errors import ConfigError, run_main
 from sm_jax.training import commandline
 
 IOUS = (0.5, 0.75)
+SHARED = ("scales", "nms_iou", "max_detections", "max_images")
+"""Options of evaluation that a row is marked for if it has others, or none."""
 RATE = "steps_per_second"
 
 
@@ -132,9 +134,12 @@ def measure(row: str, frame: Frame) -> dict[str, Any]:
 
     name, source, settings = parse_row(row)
     config, variables, budget = _opened(source)
+    own = force(config, frame)
     for key, value in settings:
         commandline.override(config, key, value)
-    own = force(config, frame)
+    own += [key.removeprefix("eval.") for key, _ in settings if key.removeprefix("eval.") in SHARED]
+    if f"{frame.split}/mAP@{IOUS[0]:.2f}" not in evaluators.metric_names(config):
+        raise ConfigError(f"{name}: this is not evaluated by mean average precision of the classes' boxes")
     helper = config.eval.get("detector", "")
     if helper:
         _, other, first = _opened(helper)
@@ -143,8 +148,6 @@ def measure(row: str, frame: Frame) -> dict[str, Any]:
     evaluator = evaluators.make(config, progress=clock)[frame.split]
     images, classes = _fetch(frame)
     metrics = dict(evaluator.run(variables))
-    if f"mAP@{IOUS[0]:.2f}" not in metrics:
-        raise ConfigError(f"{name}: {config.system} is not measured by average precision of boxes")
     facts = environment(jax.default_backend())
     return {
         "name": name,
@@ -176,6 +179,7 @@ def force(config: ConfigDict, frame: Frame) -> list[str]:
     wanted = {"splits": (frame.split,), "iou_thresholds": IOUS, "scales": frame.scales}
     wanted |= {"max_images": frame.max_images, "nms_iou": 0.3, "nms_across_classes": False}
     wanted |= {"max_detections": 1000, "score_threshold": float("-inf"), "protocol": "default"}
+    wanted |= {"classes": "all"}  # of every image, also where the original searched the annotated ones only
     with config.unlocked():
         config.data.source = frame.data.source
         config.data.shelves = frame.data.shelves
@@ -183,7 +187,7 @@ def force(config: ConfigDict, frame: Frame) -> list[str]:
         config.eval.update({key: value for key, value in wanted.items() if key not in own})
     if {"splits", "iou_thresholds"} & {*own}:
         raise ConfigError(f"{config.system} has no evaluation with average precision of boxes")
-    return [key for key in own if key in ("scales", "nms_iou", "max_detections")]
+    return [key for key in own if key in SHARED]
 
 
 def count(variables: Any) -> int:
@@ -210,7 +214,7 @@ def _line(row: dict[str, Any]) -> str:
     values = [row["metrics"].get(key) for key in ("mAP@0.50", "mAP@0.75", "recall@0.50")]
     shown = [f"{'-' if value is None else format(value, '.3f'):>7}" for value in values]
     times = [f"{1000 * row[key]:6.1f}" for key in ("seconds", "cpu_seconds")]
-    note = f" (without the table's {', '.join(row['own'])})" if row["own"] else ""
+    note = f" (not the table's {', '.join(row['own'])})" if row["own"] else ""
     return (
         f"{row['name']:<34} {' '.join(shown)}    {' '.join(times)}  {row['parameters'] / 1e6:8.2f} M"
         f"  {row['budget']}{note}"

@@ -221,7 +221,7 @@ def load(
       transform: os2d: weights of the transformation network, if they come from another file.
       model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
         (os2d: depth, norm and version; the others: everything) is read from them. With weights of a backbone
-        `{"window": "target"}` is the sliding window of the query's own shape, border to border.
+        `{"window": "target"}` is the sliding window of the query's own shape (`systems.os2d.sliding`).
       **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
         `batch` and `proposals`; ssm: of `RequestDetector`, `batch`; scnet: of
         `correspondence.load`, `features`, `method`, `proposals` and others.

@@ -63,6 +63,20 @@ def test_rows_are_measured_once_in_one_frame_and_shown(seen, tmp_path, monkeypat
     assert len(seen) == 3  # another frame is another row
 
 
+def test_what_has_no_mean_average_precision_is_refused_before_it_is_measured(seen, monkeypatch):
+    monkeypatch.setattr(evaluators, "metric_names", lambda config: ["test/AP@0.50", "test/recall@0.50"])
+    frame = baselines.make_frame("shelves", "test", [1.0])
+    with pytest.raises(ConfigError, match="any object: this is not evaluated by mean average precision"):
+        baselines.measure(f"any object={SOURCE}", frame)
+    assert not seen
+
+
+def test_a_setting_of_a_row_wins_and_is_told(seen):
+    frame = baselines.make_frame("shelves", "test", [1.0])
+    row = baselines.measure(f"two levels={SOURCE};eval.scales=(1.0, 2.0)", frame)
+    assert seen[0].eval.scales == (1.0, 2.0) and row["own"] == ["scales"]
+
+
 def test_what_the_system_does_not_have_is_told():
     frame = baselines.make_frame("shelves", "test:seen", [0.5, 1], classes=40, max_images=2)
     assert frame.key == "shelves test:seen, 32 scenes, 40 classes, 2 images, scales 0.5 1"

@@ -64,8 +64,8 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self):
-        known = {"depth": (50, 101), "norm": resnet.NORMS, "dtype": DTYPES, "head_dtype": DTYPES}
-        known["window"] = WINDOWS
+        known = {"depth": (50, 101), "norm": resnet.NORMS, "window": WINDOWS}
+        known |= {"dtype": DTYPES, "head_dtype": DTYPES}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 listed = ", ".join(str(value) or "''" for value in values)
