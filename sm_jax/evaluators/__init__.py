@@ -7,7 +7,13 @@ from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
 
-OWN = {"os2d": "os2d", "crossmodal": "crossmodal", "scnet": "scnet", "ssm": "requests"}
+OWN = {
+    "os2d": "os2d",
+    "crossmodal": "crossmodal",
+    "scnet": "scnet",
+    "ssm": "requests",
+    "detector": "detector",
+}
 """The module that evaluates a system where `eval.protocol` asks for nothing else."""
 PROTOCOLS = ("default", "requests")
 Progress = Callable[[Iterable, str], Iterable]
