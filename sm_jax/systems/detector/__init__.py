@@ -1,4 +1,4 @@
-"""Find objects of trained classes, or any object: a two-stage detector (Ren et al., NIPS 2015), a baseline."""
+"""Find objects of trained classes, or any: a two-stage detector (Ren et al., NIPS 2015), a baseline."""
 
 import functools
 
