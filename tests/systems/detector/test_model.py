@@ -1,0 +1,114 @@
+"""The detector's parts: names and shapes at real size, what trains, and padding that changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import systems
+from sm_jax.errors import ConfigError
+from sm_jax.systems.detector import model
+from sm_jax.weights.io import flatten
+from tests.systems.detector import tiny
+
+
+@pytest.mark.parametrize(
+    ("options", "logits", "codes"),
+    [
+        ({}, 2, (1, 4)),
+        ({"classes": 5}, 6, (5, 4)),
+        ({"classes": 5, "shared_boxes": True}, 6, (4,)),
+        ({"roi_channels": 0, "shared_boxes": True}, 2, (4,)),
+    ],
+)
+def test_shapes_at_real_size(options, logits, codes):
+    config = model.ModelConfig.create(options)
+    variables = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    parts = {"backbone", "rpn", "roi"} | ({"projection"} if config.roi_channels else set())
+    assert set(variables["params"]) == parts and set(variables["batch_stats"]) == {"backbone"}
+    image = jax.ShapeDtypeStruct((2, 608, 400, 3), jnp.float32)
+    size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
+    boxes = jax.ShapeDtypeStruct((2, 7, 4), jnp.float32)
+
+    def run(variables, image, size, boxes):
+        features, updates = model.extract(config, variables, image, size)
+        assert not updates
+        anchors = model.score_anchors(config, variables, features)
+        return features, anchors, model.score_boxes(config, variables, features, boxes, size)
+
+    features, anchors, found = jax.eval_shape(run, variables, image, size, boxes)
+    assert features.shape == (2, 38, 25, 1024)
+    assert anchors["codes"].shape == (2, len(model.anchors(config, (38, 25))), 4)
+    assert found[0].shape == (2, 7, logits) and found[1].shape == (2, 7, *codes)
+    assert found[0].dtype == jnp.float32
+
+
+def test_what_trains():
+    config = model.ModelConfig.create({"frozen_blocks": 4})
+    frozen = model.ModelConfig.create({"train_features": False})
+    variables = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    names = [name.removeprefix("params/") for name in flatten(variables) if name.startswith("params/")]
+    learned = {name.split("/")[1] for name in names if model.trainable(config, name)} & {
+        "conv1", "layer1_2", "layer2_0", "layer3_5",
+    }  # fmt: skip
+    assert learned == {"layer2_0", "layer3_5"}
+    assert {name.split("/")[0] for name in names if model.trainable(frozen, name)} == {
+        "rpn",
+        "projection",
+        "roi",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"depth": 34}, "model.depth"),
+        ({"norm": "layer"}, "model.norm"),
+        ({"classes": -1}, "model.classes"),
+        ({"roi_size": 0}, "model.roi_size"),
+        ({"anchor_sizes": ()}, "model.anchor_sizes"),
+        ({"anchor_aspects": (0.0,)}, "model.anchor_aspects"),
+        ({"frozen_blocks": 99}, "model.frozen_blocks"),
+        ({"clases": 3}, "did you mean 'classes'"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        model.ModelConfig.create(options)
+
+
+def test_the_system_is_registered():
+    with pytest.raises(ConfigError, match="objective.roi_iou"):
+        systems.make(_sections(objective={"roi_iou": 2}))
+    system = systems.make(_sections())
+    assert system.encode({}, {}) == {} and system.trainable("roi/logits/kernel")
+
+
+def _sections(**sections):
+    from ml_collections import ConfigDict
+
+    return ConfigDict({"system": "detector", "model": {}, "objective": {}} | sections)
+
+
+def test_boxes_at_the_border_read_the_same_with_and_without_padding(monkeypatch):
+    tiny.patch(monkeypatch)
+    config = tiny.config()
+    variables = model.init(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 64, 96, 3)).astype(np.float32)
+    boxes = np.float32([[[0, 0, 40, 40], [60, 20, 96, 64], [80, 50, 96, 64]]])
+
+    @jax.jit
+    def run(image, size):
+        features, _ = model.extract(config, variables, image, size)
+        return model.score_boxes(config, variables, features, boxes, size)
+
+    plain = run(image, jnp.array([[64, 96]]))
+    padded = run(np.pad(image, ((0, 0), (0, 48), (0, 32), (0, 0))), jnp.array([[64, 96]]))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, padded)
+    assert np.abs(plain[0]).max() > 1e-3
+    monkeypatch.setattr(model, "ROI_WEIGHTS", 2 * 9 * 4 * 6)  # two boxes at a time
+    chunked = jax.jit(lambda image, size: run.__wrapped__(image, size))(image, jnp.array([[64, 96]]))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, chunked)
