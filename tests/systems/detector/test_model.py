@@ -14,51 +14,62 @@ from sm_jax.weights.io import flatten
 from tests.systems.detector import tiny
 
 
+@functools.cache
+def _real():
+    """Config and shapes of the variables of a class detector on a real ResNet."""
+    config = model.ModelConfig.create({"classes": 5, "frozen_blocks": 4})
+    return config, jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+
+
+def _shapes_of(config, variables, size=(608, 400)):
+    image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    valid = jax.ShapeDtypeStruct((2, 2), jnp.int32)
+    boxes = jax.ShapeDtypeStruct((2, 7, 4), jnp.float32)
+
+    def run(variables, image, valid, boxes):
+        features, updates = model.extract(config, variables, image, valid)
+        assert not updates
+        anchors = model.score_anchors(config, variables, features)
+        return features, anchors, *model.score_boxes(config, variables, features, boxes, valid)
+
+    return jax.eval_shape(run, variables, image, valid, boxes)
+
+
+def test_shapes_at_real_size():
+    config, variables = _real()
+    assert set(variables["params"]) == {"backbone", "rpn", "projection", "roi"}
+    assert set(variables["batch_stats"]) == {"backbone"}
+    features, anchors, logits, codes = _shapes_of(config, variables)
+    assert features.shape == (2, 38, 25, 1024)
+    assert anchors["codes"].shape == (2, len(model.anchors(config, (38, 25))), 4) == (2, 38 * 25 * 12, 4)
+    assert logits.shape == (2, 7, 6) and codes.shape == (2, 7, 5, 4) and logits.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("options", "logits", "codes"),
     [
-        ({}, 2, (1, 4)),
-        ({"classes": 5}, 6, (5, 4)),
-        ({"classes": 5, "shared_boxes": True}, 6, (4,)),
-        ({"roi_channels": 0, "shared_boxes": True}, 2, (4,)),
+        ({"shared_boxes": False}, 2, (1, 4)),
+        ({"classes": 5}, 6, (4,)),
+        ({"roi_channels": 0}, 2, (4,)),
     ],
 )
-def test_shapes_at_real_size(options, logits, codes):
-    config = model.ModelConfig.create(options)
+def test_shapes_of_other_heads(monkeypatch, options, logits, codes):
+    tiny.patch(monkeypatch)
+    config = tiny.config(**options)
     variables = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
-    parts = {"backbone", "rpn", "roi"} | ({"projection"} if config.roi_channels else set())
-    assert set(variables["params"]) == parts and set(variables["batch_stats"]) == {"backbone"}
-    image = jax.ShapeDtypeStruct((2, 608, 400, 3), jnp.float32)
-    size = jax.ShapeDtypeStruct((2, 2), jnp.int32)
-    boxes = jax.ShapeDtypeStruct((2, 7, 4), jnp.float32)
-
-    def run(variables, image, size, boxes):
-        features, updates = model.extract(config, variables, image, size)
-        assert not updates
-        anchors = model.score_anchors(config, variables, features)
-        return features, anchors, model.score_boxes(config, variables, features, boxes, size)
-
-    features, anchors, found = jax.eval_shape(run, variables, image, size, boxes)
-    assert features.shape == (2, 38, 25, 1024)
-    assert anchors["codes"].shape == (2, len(model.anchors(config, (38, 25))), 4)
+    assert ("projection" in variables["params"]) == bool(config.roi_channels)
+    _, _, *found = _shapes_of(config, variables)
     assert found[0].shape == (2, 7, logits) and found[1].shape == (2, 7, *codes)
-    assert found[0].dtype == jnp.float32
 
 
 def test_what_trains():
-    config = model.ModelConfig.create({"frozen_blocks": 4})
-    frozen = model.ModelConfig.create({"train_features": False})
-    variables = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    config, variables = _real()
     names = [name.removeprefix("params/") for name in flatten(variables) if name.startswith("params/")]
-    learned = {name.split("/")[1] for name in names if model.trainable(config, name)} & {
-        "conv1", "layer1_2", "layer2_0", "layer3_5",
-    }  # fmt: skip
-    assert learned == {"layer2_0", "layer3_5"}
-    assert {name.split("/")[0] for name in names if model.trainable(frozen, name)} == {
-        "rpn",
-        "projection",
-        "roi",
-    }
+    units = {name.split("/")[1] for name in names if model.trainable(config, name)}
+    assert {"layer2_0", "layer3_5"} <= units and not {"conv1", "bn1", "layer1_0", "layer1_2"} & units
+    frozen = model.ModelConfig.create({"train_features": False})
+    parts = {name.split("/")[0] for name in names if model.trainable(frozen, name)}
+    assert parts == {"rpn", "projection", "roi"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,14 @@ def test_boxes_at_the_border_read_the_same_with_and_without_padding(monkeypatch)
     padded = run(np.pad(image, ((0, 0), (0, 48), (0, 32), (0, 0))), jnp.array([[64, 96]]))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, padded)
     assert np.abs(plain[0]).max() > 1e-3
+
+
+def test_boxes_of_a_large_picture_are_read_in_parts(monkeypatch):
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(4, 6, 3)).astype(np.float32)
+    boxes = np.float32([[0, 0, 40, 40], [60, 20, 96, 64], [80, 50, 96, 64]])
+    config = tiny.config()
+    whole = jax.jit(functools.partial(model._read, config))(features, boxes)
     monkeypatch.setattr(model, "ROI_WEIGHTS", 2 * 9 * 4 * 6)  # two boxes at a time
-    chunked = jax.jit(lambda image, size: run.__wrapped__(image, size))(image, jnp.array([[64, 96]]))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), plain, chunked)
+    parts = jax.jit(lambda *arrays: model._read(config, *arrays))(features, boxes)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)

@@ -92,8 +92,9 @@ def test_padding_changes_nothing(monkeypatch):
     assert len(found[0]["boxes"]) > 4
 
 
-def test_predict_has_fixed_shapes():
-    config = model.ModelConfig.create({"classes": 3})
+def test_predict_has_fixed_shapes(monkeypatch):
+    tiny.patch(monkeypatch)
+    config = tiny.config(classes=3)
     variables = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
     images = {
         "image": jax.ShapeDtypeStruct((2, 320, 256, 3), jnp.float32),
