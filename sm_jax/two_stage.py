@@ -81,9 +81,15 @@ def proposals(
     inside = (centres[:, 0] < image_size[1]) & (centres[:, 1] < image_size[0])
     best, chosen = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[0]))
     return rpn.propose(
-        best, codes[chosen], anchors[chosen], image_size=image_size, min_conf=0.0, iou=iou, size=size,
+        best,
+        codes[chosen],
+        anchors[chosen],
+        image_size=image_size,
+        min_conf=0.0,
+        iou=iou,
+        size=size,
         min_side=min_side,
-    )  # fmt: skip
+    )
 
 
 def sample_rois(
