@@ -81,9 +81,15 @@ def proposals(
     inside = (centres[:, 0] < image_size[1]) & (centres[:, 1] < image_size[0])
     best, chosen = jax.lax.top_k(jnp.where(inside, logits, -jnp.inf), min(candidates, logits.shape[0]))
     return rpn.propose(
-        best, codes[chosen], anchors[chosen], image_size=image_size, min_conf=0.0, iou=iou, size=size,
+        best,
+        codes[chosen],
+        anchors[chosen],
+        image_size=image_size,
+        min_conf=0.0,
+        iou=iou,
+        size=size,
         min_side=min_side,
-    )  # fmt: skip
+    )
 
 
 def sample_rois(
@@ -250,6 +256,17 @@ def detections(
         "index": jnp.where(valid, index, 0),
         "valid": valid,
     }
+
+
+def covered(found: Array, boxes: Array, *, iou: float = 0.5, where: Array | None = None) -> Array:
+    """Which boxes "g 4" some box of `found` "n 4" overlaps by at least `iou`; `where` "n", the real of these.
+
+    Returns:
+      bool "g"; the share of True is the recall of `found`.
+    """
+    overlap = box_lib.iou(boxes, found)
+    overlap = overlap if where is None else jnp.where(where[None], overlap, 0.0)
+    return jnp.max(overlap, axis=1, initial=0.0) >= iou
 
 
 def _of_class(codes: Array, classes: Array, ndim: int) -> Array:

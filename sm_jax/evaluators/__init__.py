@@ -12,6 +12,7 @@ OWN = {
     "crossmodal": "crossmodal",
     "scnet": "scnet",
     "ssm": "requests",
+    "detector": "detector",
     "retrieval": "retrieval",
     "coae": "coae",
 }
