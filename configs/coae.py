@@ -191,7 +191,7 @@ def _two_cores(config: ConfigDict) -> None:
     The features stay as they are; a light second stage and narrower layers learn from small crops. AdamW with
     a cosine gets further in hundreds of steps than the published SGD.
     """
-    config.update(steps=600, batch_size=4, log_every=25, eval_every=300)
+    config.update(steps=800, batch_size=4, log_every=25, eval_every=400)
     config.model.update(
         train_features=False,
         attention_width=256,
@@ -207,7 +207,7 @@ def _two_cores(config: ConfigDict) -> None:
         num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
     )
     config.optim.update(name="adamw", lr=5e-4, clip_norm=10.0, schedule="cosine", warmup=50)
-    config.checkpoint.every = 300
+    config.checkpoint.every = 400
     config.eval.update(iou_thresholds=(0.5, 0.75))
 
 
