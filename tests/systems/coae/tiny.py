@@ -46,7 +46,7 @@ class Trunk(nn.Module):
 @contextlib.contextmanager
 def network():
     """Within it, `model` builds the tiny network."""
-    with mock.patch.object(model, "CHANNELS", CHANNELS), mock.patch.object(model, "backbone", lambda _: Trunk()):
+    with mock.patch.multiple(model, CHANNELS=CHANNELS, backbone=lambda config: Trunk()):
         yield
 
 
