@@ -30,9 +30,7 @@ def test_rows_are_pairs_of_an_image_and_a_class_that_it_shows():
     seen = set()
     for k in range(6):
         raw = made[k]
-        assert (
-            raw["query"].max(axis=(1, 2, 3)) == 100 + raw["class_ids"]
-        ).all()  # the pictures of the classes
+        assert (raw["query"].max(axis=(1, 2, 3)) == 100 + raw["class_ids"]).all()  # each its picture
         batch, skipped = made.finish(raw)
         assert skipped == [] and batch["query"].shape == (4, 64, 64, 3)
         assert batch["image"].shape == (4, 48, 64, 3)
