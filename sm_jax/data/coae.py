@@ -17,7 +17,7 @@ from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError
 
 FLIPS = ("horizontal", "vertical")
-_CLASS = 4  # random stream of a row's class; 0 to 3 are those of `data.os2d`
+_CLASS = 6  # random stream of a row's class; 0 to 5 are those of `data.os2d` and `data.patches`
 
 
 class BatchBuilder(os2d.BatchBuilder):
