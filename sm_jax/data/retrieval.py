@@ -210,8 +210,8 @@ class Epochs:
         self.size = min(options.queries, len(self._eligible)) // options.step * options.step
         if not self.size:
             raise DataError(
-                f"the training split has {len(self._eligible)} pictures of classes with at least two, fewer than "
-                f"the {options.step} of a step; give more data or a smaller batch_size"
+                f"the training split has {len(self._eligible)} pictures of classes with at least two, fewer "
+                f"than the {options.step} of a step; give more data or a smaller batch_size"
             )
         if len(np.unique(labels[labels >= 0])) < 2:
             raise DataError("the training split has one class; there is nothing to tell it from")
@@ -369,7 +369,8 @@ class BatchBuilder:
             expected, rows = (self.epochs.size, self.options.negatives), other.memory.rows
             if rows.shape != expected or rows.max(initial=-1) >= len(self.crops):
                 raise DataError(
-                    "the hard negatives are not of this training split and these options; use another --workdir"
+                    "the hard negatives are not of this training split and these options; use another "
+                    "--workdir"
                 )
         return other
 

@@ -135,6 +135,7 @@ def whitened(config: Any, variables: Any, builder: BatchBuilder) -> Any:
         if not same.any():
             raise DataError("data.whitening=pairs: no class has two pictures that can be read")
         kernel, bias = whitening.pairs(pooled, first[same], second[same], dim=settings.width)
+    trunk.print_line(f"whiten: starts from the {how} of {len(rows)} training pictures")
     return variables | {"params": variables["params"] | {"whiten": {"kernel": kernel, "bias": bias}}}
 
 
