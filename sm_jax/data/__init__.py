@@ -155,6 +155,7 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
     makers = {
         "os2d": _os2d_builder,
         "crossmodal": _crossmodal_builder,
+        "detector": _detector_builder,
         "ssm": _ssm_builder,
         "scnet": _scnet_builder,
         "retrieval": make_retrieval_builder,
@@ -197,6 +198,30 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         hard_patches=mining.enabled,
     )
     return os2d.BatchBuilder(source, options, **process)
+
+
+def _detector_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import detector
+
+    data, classes = config.data, config.model.get("classes", 0)
+    source = make_source(data, "train")
+    if classes and classes != source.num_classes:
+        raise ConfigError(
+            f"model.classes: is {classes}, but the training data has {source.num_classes} classes; set it to "
+            "that, or to 0 for a detector of any object"
+        )
+    options = detector.BatchOptions(
+        scale=image_scale(data, source),
+        batch_size=config.batch_size,
+        crop=tuple(data.crop),
+        max_boxes=data.max_boxes,
+        scale_jitter=data.scale_jitter,
+        aspect_jitter=data.aspect_jitter,
+        min_coverage=data.min_coverage,
+        flips=data.flips,
+        color=data.color,
+    )
+    return detector.BatchBuilder(source, options, **process)
 
 
 def _crossmodal_builder(config: Any, **process: Any) -> Any:

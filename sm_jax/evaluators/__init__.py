@@ -12,6 +12,7 @@ OWN = {
     "crossmodal": "crossmodal",
     "scnet": "scnet",
     "ssm": "requests",
+    "detector": "detector",
     "retrieval": "retrieval",
 }
 """The module that evaluates a system where `eval.protocol` asks for nothing else."""
