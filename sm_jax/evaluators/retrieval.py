@@ -48,7 +48,14 @@ def make(config: Any, *, progress=None) -> dict[str, Any]:
     from sm_jax.evaluators import detect_and_retrieve, proposing
 
     scale = data_lib.image_scale(config.data)
-    propose = proposing.detector(options.detector, scales=[scale * factor for factor in options.scales])
+    propose = proposing.detector(
+        options.detector,
+        scales=[scale * factor for factor in options.scales],
+        object_size=config.data.object_size,
+        nms_iou=options.detector_iou,
+        score_threshold=options.detector_score,
+        max_detections=options.proposals,
+    )
     return {
         split: detect_and_retrieve.DetectAndRetrieve(
             propose,

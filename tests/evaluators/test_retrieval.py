@@ -84,8 +84,8 @@ def test_the_config_chooses_the_evaluation(monkeypatch):
     assert evaluators.metric_names(config) == ["val/mAP", "val/recall@1"]
     seen = SimpleNamespace()
 
-    def detector(run, *, scales):
-        seen.run, seen.scales = run, scales
+    def detector(run, **options):
+        seen.run, seen.options = run, options
         return lambda image: (np.zeros((0, 4)), np.zeros(0))
 
     monkeypatch.setattr("sm_jax.evaluators.proposing.detector", detector)
@@ -93,5 +93,6 @@ def test_the_config_chooses_the_evaluation(monkeypatch):
     config.eval.scales = (0.5, 1.0)
     (both,) = evaluators.make(config).values()
     assert type(both).__name__ == "DetectAndRetrieve"
-    assert (seen.run, seen.scales) == ("runs/detector", [1.0, 2.0])
+    assert seen.run == "runs/detector" and seen.options["scales"] == [1.0, 2.0]
+    assert seen.options["score_threshold"] == 0.1 and seen.options["nms_iou"] == 0.3
     assert "val/mAP@0.50" in evaluators.metric_names(config)
