@@ -93,7 +93,7 @@ def test_descriptors_are_those_of_single_pictures():
     for row, descriptor in zip(rows, found, strict=True):
         size = builder.crops.sizes[row][None]
         features = _extract(CONFIG, VARIABLES, builder.crops.canvas(row)[None], size)
-        expected = model.pool(VARIABLES, features, jnp.asarray(size))[0]
+        expected = jax.jit(model.pool)(VARIABLES, features, jnp.asarray(size))[0]
         np.testing.assert_allclose(descriptor, expected, atol=1e-5)
 
 
