@@ -16,33 +16,53 @@ from sm_jax.evaluators.detection import JOINT, POINTS, VocResult, voc
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
 
+CLASSES = ("all", "annotated")
+
 
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
-    """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
-    options = config.eval
-    model = ModelConfig.create(config.model)
+    """An evaluator for each split of `config.eval.splits`, all of the scale that `data.image_scale` finds."""
+    predictor = Predictor(parts(ModelConfig.create(config.model)), top_k=None)  # all count for recall
     scale = data_lib.image_scale(config.data)
-    predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall
     return {
-        split: DetectionEvaluator(
+        split: of_source(
+            config,
             predictor,
             data_lib.make_source(config.data, split),
-            scales=[scale * factor for factor in options.scales],
-            query_size=model.query_size,
-            augmentation=options.views,
-            max_images=options.max_images,
-            iou_thresholds=options.iou_thresholds,
-            points=options.get("points", "all"),
-            joint=options.get("joint", "aligned"),
+            scale=scale,
+            max_images=config.eval.max_images,
             progress=progress,
-            iou=options.nms_iou,
-            nms=options.nms,
-            across_classes=options.nms_across_classes,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
         )
-        for split in options.splits
+        for split in config.eval.splits
     }
+
+
+def of_source(
+    config: Any, predictor: Predictor, source: data_lib.Source, *, scale: float, **kwargs
+) -> "DetectionEvaluator":
+    """The evaluator of `config` on a source.
+
+    Args:
+      scale: of the stored images, at which the pyramid's factor is 1.
+      **kwargs: of `DetectionEvaluator`.
+    """
+    options = config.eval
+    return DetectionEvaluator(
+        predictor,
+        source,
+        scales=[scale * factor for factor in options.scales],
+        query_size=ModelConfig.create(config.model).query_size,
+        augmentation=data_lib.class_views(config.data, options.views),
+        iou_thresholds=options.iou_thresholds,
+        points=options.get("points", "all"),
+        joint=options.get("joint", "aligned"),
+        classes=options.get("classes", "all"),
+        iou=options.nms_iou,
+        nms=options.nms,
+        across_classes=options.nms_across_classes,
+        score_threshold=options.score_threshold,
+        max_detections=options.max_detections,
+        **kwargs,
+    )
 
 
 def metric_names(config: Any) -> list[str]:
@@ -78,6 +98,7 @@ class SearchEvaluator:
         iou_thresholds: Sequence[float] = (0.5,),
         points: str = "all",
         joint: str = "aligned",
+        classes: str = "all",
         progress=None,
     ):
         """Make an evaluator.
@@ -89,6 +110,8 @@ class SearchEvaluator:
           max_images: at most so many evenly spaced images; 0: all.
           iou_thresholds: one result for each.
           points, joint: which average precision (see `detection.voc`).
+          classes: what counts in an image: "all" that the split annotates anywhere, or only those "annotated"
+            in the image itself (CoAE's published evaluation, where no other class can be found by mistake).
           progress: see `sm_jax.evaluators.make`.
 
         Raises:
@@ -101,10 +124,14 @@ class SearchEvaluator:
             raise ConfigError(f"eval.max_images: must not be negative, not {max_images}")
         if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
             raise ConfigError(f"eval.iou_thresholds: some numbers within (0, 1], not {tuple(iou_thresholds)}")
-        for name, value, known in (("points", points, POINTS), ("joint", joint, JOINT)):
+        for name, value, known in (
+            ("points", points, POINTS),
+            ("joint", joint, JOINT),
+            ("classes", classes, CLASSES),
+        ):
             if value not in known:
                 raise ConfigError(f"eval.{name}: {value!r} is none of {', '.join(known)}")
-        self._points, self._joint = points, joint
+        self._points, self._joint, self._classes = points, joint, classes
         self._source, self._query_size = source, query_size
         self._augmentation, self._thresholds = augmentation, tuple(iou_thresholds)
         self._progress = progress or (lambda items, _: items)
@@ -141,7 +168,8 @@ class SearchEvaluator:
                 self._damaged.add("image", str(error), total=len(self._wanted))
                 continue
             found = self.search(variables, image, encoded, name=f"image {entry['image_id']}")
-            self.detections.append({key: found[key] for key in ("boxes", "scores", "labels")})
+            counts = slice(None) if self._classes == "all" else np.isin(found["labels"], entry["labels"])
+            self.detections.append({key: found[key][counts] for key in ("boxes", "scores", "labels")})
             self.ground_truth.append({key: entry[key] for key in ("boxes", "labels", "difficult")})
             kept.append(index)
         self.indices = kept
@@ -231,7 +259,7 @@ class SearchEvaluator:
 
 
 class DetectionEvaluator(SearchEvaluator):
-    """OS2D on a source; see `SearchEvaluator`."""
+    """A predictor of templates, OS2D's or CoAE's, on a source; see `SearchEvaluator`."""
 
     def __init__(
         self,
@@ -245,13 +273,15 @@ class DetectionEvaluator(SearchEvaluator):
         iou_thresholds: Sequence[float] = (0.5,),
         points: str = "all",
         joint: str = "aligned",
+        classes: str = "all",
         progress=None,
         **options,
     ):
         """Make an evaluator.
 
         Args:
-          predictor: shared between evaluators, so that they share programs; or the model's parts.
+          predictor: shared between evaluators, so that they share programs; or the parts of OS2D. Any object
+            that encodes and detects as OS2D's `Predictor` does.
           scales: of the pyramid, on the stored images.
           **options: of `decode_pyramid`.
           The others as of `SearchEvaluator`.
@@ -264,9 +294,10 @@ class DetectionEvaluator(SearchEvaluator):
             iou_thresholds=iou_thresholds,
             points=points,
             joint=joint,
+            classes=classes,
             progress=progress,
         )
-        self._predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, top_k=None)
+        self._predictor = Predictor(predictor, top_k=None) if isinstance(predictor, Parts) else predictor
         self._scales, self._options = search.checked_scales(scales), options
 
     def encode(self, variables, pictures):
