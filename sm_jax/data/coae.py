@@ -62,7 +62,9 @@ class BatchBuilder(os2d.BatchBuilder):
         class_ids = self.row_classes(k, picks)
         for row in self._rows(self.options.batch_size):
             rng = self._rng(_CLASS, k, row, 1)
-            flips = {name: bool(rng.random() < 0.5 and self.options.flips) for name in ("horizontal", "vertical")}
+            flips = {
+                name: bool(rng.random() < 0.5 and self.options.flips) for name in ("horizontal", "vertical")
+            }
             mine = class_ids[row : row + 1]
             image = self._image_row(k, row, picks[row], None, mine, flips, skipped)
             rows.append(image | self._query_row(k, row, class_ids, flips, skipped))
