@@ -252,6 +252,17 @@ def detections(
     }
 
 
+def covered(found: Array, boxes: Array, *, iou: float = 0.5, where: Array | None = None) -> Array:
+    """Which boxes "g 4" some box of `found` "n 4" overlaps by at least `iou`; `where` "n", the real of these.
+
+    Returns:
+      bool "g"; the share of True is the recall of `found`.
+    """
+    overlap = box_lib.iou(boxes, found)
+    overlap = overlap if where is None else jnp.where(where[None], overlap, 0.0)
+    return jnp.max(overlap, axis=1, initial=0.0) >= iou
+
+
 def _of_class(codes: Array, classes: Array, ndim: int) -> Array:
     """Codes "... s 4" of the class of every slot (of the first class for the background)."""
     if codes.ndim == ndim:

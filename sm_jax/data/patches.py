@@ -62,7 +62,7 @@ def options(data: Any) -> MiningOptions:
       ConfigError: a value that cannot be used, or the plain True or False of older configs.
     """
     section = data.get("mining", {})
-    if not isinstance(section, Mapping) and not hasattr(section, "items"):
+    if not hasattr(section, "items"):
         raise ConfigError(
             f"data.mining={section}: is a section now; write data.mining.enabled={section} "
             "(docs/os2d.md has the other options)"

@@ -20,32 +20,49 @@ CLASSES = ("all", "annotated")
 
 
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
-    """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
-    options = config.eval
-    model = ModelConfig.create(config.model)
+    """An evaluator for each split of `config.eval.splits`, all of the scale that `data.image_scale` finds."""
+    predictor = Predictor(parts(ModelConfig.create(config.model)), top_k=None)  # all count for recall
     scale = data_lib.image_scale(config.data)
-    predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall
     return {
-        split: DetectionEvaluator(
+        split: of_source(
+            config,
             predictor,
             data_lib.make_source(config.data, split),
-            scales=[scale * factor for factor in options.scales],
-            query_size=model.query_size,
-            augmentation=options.views,
-            max_images=options.max_images,
-            iou_thresholds=options.iou_thresholds,
-            points=options.get("points", "all"),
-            joint=options.get("joint", "aligned"),
-            classes=options.get("classes", "all"),
+            scale=scale,
+            max_images=config.eval.max_images,
             progress=progress,
-            iou=options.nms_iou,
-            nms=options.nms,
-            across_classes=options.nms_across_classes,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
         )
-        for split in options.splits
+        for split in config.eval.splits
     }
+
+
+def of_source(
+    config: Any, predictor: Predictor, source: data_lib.Source, *, scale: float, **kwargs
+) -> "DetectionEvaluator":
+    """The evaluator of `config` on a source.
+
+    Args:
+      scale: of the stored images, at which the pyramid's factor is 1.
+      **kwargs: of `DetectionEvaluator`.
+    """
+    options = config.eval
+    return DetectionEvaluator(
+        predictor,
+        source,
+        scales=[scale * factor for factor in options.scales],
+        query_size=ModelConfig.create(config.model).query_size,
+        augmentation=data_lib.class_views(config.data, options.views),
+        iou_thresholds=options.iou_thresholds,
+        points=options.get("points", "all"),
+        joint=options.get("joint", "aligned"),
+        classes=options.get("classes", "all"),
+        iou=options.nms_iou,
+        nms=options.nms,
+        across_classes=options.nms_across_classes,
+        score_threshold=options.score_threshold,
+        max_detections=options.max_detections,
+        **kwargs,
+    )
 
 
 def metric_names(config: Any) -> list[str]:

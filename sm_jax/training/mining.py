@@ -35,12 +35,16 @@ MIN_BOXES = 16  # boxes are padded to this, or the next power of two
 Say = Callable[[str], None]
 
 
-def make_miner(config: Any) -> "PatchMiner | None":
-    """What mines for a config; None where nothing shall.
+def make_miner(config: Any) -> Any:
+    """What mines for a config (see `trainer.Parts`); None where nothing shall.
 
     Raises:
       ConfigError: `data.mining` asks for what cannot be.
     """
+    if config.system == "retrieval":
+        from sm_jax.training import trunk_retrieval
+
+        return trunk_retrieval.make_miner(config)
     if config.system != "os2d":
         return None
     return PatchMiner(config) if options(config.data).enabled else None
@@ -123,7 +127,7 @@ class PatchMiner:
                 left = (now - began) / done * (len(mine) - done)
                 say(f"mined {done} of {len(mine)} images, about {left / 60:.0f} min left")
         if part is None and count > 1:
-            memory = _exchange(memory, count)
+            memory = exchange(memory)
         kept = ", ".join(f"{number} {role}" for role, number in memory.counts().items())
         say(f"hard patches: {kept}; took {time.perf_counter() - began:.0f} s")
         return memory
@@ -140,7 +144,7 @@ class PatchMiner:
     def _image(self, variables: Any, index: int, step: int, templates: "_Templates") -> dict[str, np.ndarray]:
         """Arrays of `HardPatches` for one image. Raises ImageError if it cannot be read."""
         rng = order.rng(self._config.seed, MINING_STREAM, step, index)
-        scales = rng.uniform(*self._scale_range, self._options.scales)
+        scales = np.unique(rng.uniform(*self._scale_range, self._options.scales))
         random = rng.permutation(self._source.num_classes)[: self._options.random_classes]
         entry, image = self._source.annotation(index), self._source.image(index)
         search.check_level_sizes(image.shape[:2], scales, name=f"image {entry['image_id']}")
@@ -248,8 +252,8 @@ def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def _exchange(memory: HardPatches, count: int) -> HardPatches:
-    """From each of `count` processes the images that it mined; all get the same."""
+def exchange(memory: HardPatches) -> HardPatches:
+    """From each process the images that it mined, on all of them."""
     from jax.experimental import multihost_utils
 
     arrays = {
