@@ -15,8 +15,8 @@ Arguments follow a colon and are separated by commas, for example `configs/coae.
                     depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
   steps=N           number of steps; the rate drops at one half and three quarters of them
-  size=PIXELS       object size that the pictures are brought to (default 225: a shorter side of 900 pixels for
-                    GroZi-3.2k; without `full` 144)
+  size=PIXELS       object size that the pictures are brought to (default 144; with `full` 225, which is a
+                    shorter side of 900 pixels for GroZi-3.2k)
   annotated         evaluate as published: in an image only the classes that it shows are searched
 
 Expected on GroZi-3.2k val-new-cl, with depth=101 and `annotated` (figure of the OS2D paper, not ours): 88.2
@@ -191,7 +191,7 @@ def _two_cores(config: ConfigDict) -> None:
     The features stay as they are; a light second stage and narrower layers learn from small crops. AdamW with
     a cosine gets further in hundreds of steps than the published SGD.
     """
-    config.update(steps=600, batch_size=4, log_every=25, eval_every=300)
+    config.update(steps=800, batch_size=4, log_every=25, eval_every=400)
     config.model.update(
         train_features=False,
         attention_width=256,
@@ -207,12 +207,12 @@ def _two_cores(config: ConfigDict) -> None:
         num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
     )
     config.optim.update(name="adamw", lr=5e-4, clip_norm=10.0, schedule="cosine", warmup=50)
-    config.checkpoint.every = 300
+    config.checkpoint.every = 400
     config.eval.update(iou_thresholds=(0.5, 0.75))
 
 
 def _runlocal(config: ConfigDict) -> None:
-    """Everything once, in a few minutes on 2 cores: the published optimizer, head and trained features too."""
+    """Everything once, in a few minutes on 2 cores: published optimizer and head, trained features too."""
     config.update(steps=6, batch_size=2, log_every=2, eval_every=3)
     config.model.update(
         train_features=True, frozen_blocks=8, head="c5", bins=3, candidates=100, proposals=16, query_size=96

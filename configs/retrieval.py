@@ -156,7 +156,7 @@ def _published() -> ConfigDict:
                 "query_size": 240,
                 "descriptor_scales": (1.0, 1 / math.sqrt(2), 0.5),
                 "scales": (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6),
-                "views": "",
+                "views": "",  # "data": those that a published data set is searched with
                 "detector_score": 0.1,
                 "detector_iou": 0.3,
                 "proposals": 1000,

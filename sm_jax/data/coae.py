@@ -16,7 +16,8 @@ from sm_jax.data.order import SKIPPED
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError
 
-_CLASS = 4  # random stream of a row's class; 0 to 3 are those of `data.os2d`
+FLIPS = ("horizontal", "vertical")
+_CLASS = 6  # random stream of a row's class; 0 to 5 are those of `data.os2d` and `data.patches`
 
 
 class BatchBuilder(os2d.BatchBuilder):
@@ -62,7 +63,7 @@ class BatchBuilder(os2d.BatchBuilder):
         class_ids = self.row_classes(k, picks)
         for row in self._rows(self.options.batch_size):
             rng = self._rng(_CLASS, k, row, 1)
-            flips = {name: bool(rng.random() < 0.5 and self.options.flips) for name in ("horizontal", "vertical")}
+            flips = {name: bool(rng.random() < 0.5 and self.options.flips) for name in FLIPS}
             mine = class_ids[row : row + 1]
             image = self._image_row(k, row, picks[row], None, mine, flips, skipped)
             rows.append(image | self._query_row(k, row, class_ids, flips, skipped))

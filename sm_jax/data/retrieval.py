@@ -17,11 +17,12 @@ import numpy as np
 from sm_jax import boxes as box_ops
 from sm_jax.data import images, instances, order, transforms
 from sm_jax.data.order import SKIPPED
-from sm_jax.data.sources.base import Source
+from sm_jax.data.sources.base import PictureCache, Source
 from sm_jax.errors import ConfigError, DataError, ImageError
 
 BACKGROUND = -1
 """Label of a crop that shows no annotated object."""
+CACHE_BYTES = 64 << 20  # images kept decoded: passes over all pictures go image by image
 _CROPS, _TUPLES, _FILLING = range(1, 4)  # random streams, see `order.rng`
 
 
@@ -94,6 +95,7 @@ class Crops:
         self.boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         fitted = [transforms.fit(tuple(shape), (side, side))[0] for shape in shapes]
         self.sizes = np.asarray(fitted, np.int32).reshape(-1, 2)
+        self._images = PictureCache(CACHE_BYTES)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,7 +105,8 @@ class Crops:
         size = tuple(self.sizes[row])
         if self.image[row] < 0:
             return images.resize(self.source.query(int(self.labels[row])), size)
-        image = self.source.image(int(self.image[row]))
+        index = int(self.image[row])
+        image = self._images.get(index, lambda: self.source.image(index))
         return images.resize(instances.cut(image, self.boxes[row]), size)
 
     def canvas(self, row: int) -> np.ndarray:
@@ -210,8 +213,8 @@ class Epochs:
         self.size = min(options.queries, len(self._eligible)) // options.step * options.step
         if not self.size:
             raise DataError(
-                f"the training split has {len(self._eligible)} pictures of classes with at least two, fewer than "
-                f"the {options.step} of a step; give more data or a smaller batch_size"
+                f"the training split has {len(self._eligible)} pictures of classes with at least two, fewer "
+                f"than the {options.step} of a step; give more data or a smaller batch_size"
             )
         if len(np.unique(labels[labels >= 0])) < 2:
             raise DataError("the training split has one class; there is nothing to tell it from")
@@ -369,7 +372,8 @@ class BatchBuilder:
             expected, rows = (self.epochs.size, self.options.negatives), other.memory.rows
             if rows.shape != expected or rows.max(initial=-1) >= len(self.crops):
                 raise DataError(
-                    "the hard negatives are not of this training split and these options; use another --workdir"
+                    "the hard negatives are not of this training split and these options; use another "
+                    "--workdir"
                 )
         return other
 

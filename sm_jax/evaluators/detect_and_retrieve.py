@@ -3,7 +3,7 @@
 Source: OS2D (ECCV 2020), sec. 6 and its baseline's joint evaluation (specification, sec. 16).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,10 @@ import numpy as np
 from sm_jax import data as data_lib
 from sm_jax.data import instances, transforms
 from sm_jax.evaluators.os2d import SearchEvaluator
+from sm_jax.evaluators.proposing import Propose
 from sm_jax.ops.nms import nms_chunked
 from sm_jax.systems.os2d.predict import query_views
 from sm_jax.systems.retrieval.predict import Describer
-
-Propose = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""A uint8 image (h, w, 3) to boxes f32 (n, 4), xyxy pixels of it, and scores (n,)."""
 
 
 class DetectAndRetrieve(SearchEvaluator):

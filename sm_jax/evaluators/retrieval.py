@@ -3,6 +3,7 @@ together."""
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,14 @@ def make(config: Any, *, progress=None) -> dict[str, Any]:
     from sm_jax.evaluators import detect_and_retrieve, proposing
 
     scale = data_lib.image_scale(config.data)
-    propose = proposing.detector(options.detector, scales=[scale * factor for factor in options.scales])
+    propose = proposing.detector(
+        options.detector,
+        scales=[scale * factor for factor in options.scales],
+        object_size=config.data.object_size,
+        nms_iou=options.detector_iou,
+        score_threshold=options.detector_score,
+        max_detections=options.proposals,
+    )
     return {
         split: detect_and_retrieve.DetectAndRetrieve(
             propose,
@@ -61,7 +69,7 @@ def make(config: Any, *, progress=None) -> dict[str, Any]:
             score_threshold=options.score_threshold,
             max_detections=options.max_detections,
             query_size=options.query_size,
-            augmentation=options.views,
+            augmentation=data_lib.class_views(config.data, options.views),
             max_images=options.max_images,
             iou_thresholds=options.iou_thresholds,
             points=options.points,
@@ -141,27 +149,14 @@ class RetrievalEvaluator:
         """Describe and rank; yields `mAP` and `recall@1`."""
         self._damaged = Damaged()
         self.labels, queries = self._class_pictures()
-        found: list[np.ndarray] = []
         kept: list[int] = []
-        wanted = np.unique(self.found.image[self._rows]).tolist()
-        for index in self._progress(wanted, "images"):
-            rows = [row for row in self.found.rows(index) if row in self._rows]
-            rows = [row for row in rows if self.found.labels[row] in self.labels]
-            try:
-                image = self._source.image(index)
-            except ImageError as error:
-                self._damaged.add("image", str(error), total=len(wanted))
-                continue
-            if rows:
-                crops = [transforms.normalize(instances.cut(image, self.found.boxes[row])) for row in rows]
-                found.append(self._describer(variables, crops))
-                kept.extend(rows)
+        descriptors = self._describer(variables, chain(queries, self._crops(kept)))
         if not kept:
             raise DataError(
                 "nothing to evaluate: no picture with a box of a class with a picture can be read"
             )
         self.crops = np.array(kept, np.int32)
-        self.scores = np.concatenate(found) @ self._describer(variables, queries).T
+        self.scores = descriptors[len(queries) :] @ descriptors[: len(queries)].T
         right = self.found.labels[self.crops][:, None] == self.labels[None]
         self.ap = {
             int(label): average_precision(self.scores[:, place], right[:, place])
@@ -213,6 +208,20 @@ class RetrievalEvaluator:
             written.append(folder / f"{number:04d}.png")
             Image.fromarray(np.concatenate(tiles, axis=1)).save(written[-1])
         return written
+
+    def _crops(self, kept: list[int]) -> Iterator[np.ndarray]:
+        """Normalised crops of the boxes of classes that have a picture; their rows are added to `kept`."""
+        rows = self._rows[np.isin(self.found.labels[self._rows], self.labels)]
+        wanted = np.unique(self.found.image[rows]).tolist()
+        for index in self._progress(wanted, "images"):
+            try:
+                image = self._source.image(index)
+            except ImageError as error:
+                self._damaged.add("image", str(error), total=len(wanted))
+                continue
+            for row in rows[self.found.image[rows] == index].tolist():
+                kept.append(row)
+                yield transforms.normalize(instances.cut(image, self.found.boxes[row]))
 
     def _class_pictures(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Labels and normalised pictures of the classes that are annotated."""

@@ -35,12 +35,16 @@ MIN_BOXES = 16  # boxes are padded to this, or the next power of two
 Say = Callable[[str], None]
 
 
-def make_miner(config: Any) -> "PatchMiner | None":
-    """What mines for a config; None where nothing shall.
+def make_miner(config: Any) -> Any:
+    """What mines for a config (see `trainer.Parts`); None where nothing shall.
 
     Raises:
       ConfigError: `data.mining` asks for what cannot be.
     """
+    if config.system == "retrieval":
+        from sm_jax.training import trunk_retrieval
+
+        return trunk_retrieval.make_miner(config)
     if config.system != "os2d":
         return None
     return PatchMiner(config) if options(config.data).enabled else None

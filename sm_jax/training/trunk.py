@@ -75,7 +75,7 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
         raise ConfigError(f"data.cache_trunk: is for {', '.join(SYSTEMS)}, not for {config.system}")
     data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
     trunk = importlib.import_module(f"sm_jax.training.trunk_{config.system}").Trunk(config)
-    iterator = data.make_train_iterator(config, trunk=trunk.fill(say or _print))
+    iterator = data.make_train_iterator(config, trunk=trunk.fill(say or print_line))
     return Checked(iterator, trunk)
 
 
@@ -176,7 +176,8 @@ def file_path(config: Any, name: str, *hashes: str) -> Path:
     return folder.absolute() / f"{config.system}-{name}-{key[:16]}.npy"
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print on the first process."""
     if jax.process_index() == 0:
         print(line, flush=True)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ A feature map per planned picture (`data.retrieval.Crops`) is stored; the learne
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,8 +75,11 @@ class Trunk:
 
     def complete(self, variables: Any) -> Any:
         """See `whitened`."""
-        builder = data.make_retrieval_builder(self._config, trunk=stored.StoredFeatures(self.file.path))
-        return whitened(self._config, variables, builder)
+
+        def make_builder() -> BatchBuilder:
+            return data.make_retrieval_builder(self._config, trunk=stored.StoredFeatures(self.file.path))
+
+        return whitened(self._config, variables, make_builder)
 
 
 class Starting:
@@ -92,7 +96,7 @@ class Starting:
 
     def complete(self, variables: Any) -> Any:
         """See `whitened`."""
-        return whitened(self._config, variables, data.make_retrieval_builder(self._config))
+        return whitened(self._config, variables, lambda: data.make_retrieval_builder(self._config))
 
 
 def make_miner(config: Any) -> hard_negatives.NegativeMiner:
@@ -107,7 +111,7 @@ def make_miner(config: Any) -> hard_negatives.NegativeMiner:
     return hard_negatives.NegativeMiner(config, make_builder)
 
 
-def whitened(config: Any, variables: Any, builder: BatchBuilder) -> Any:
+def whitened(config: Any, variables: Any, make_builder: Callable[[], BatchBuilder]) -> Any:
     """The variables of a new run with the whitening that `data.whitening` computes from training pictures.
 
     "random" leaves it as it is, and so does one that `config.init` loads.
@@ -121,6 +125,7 @@ def whitened(config: Any, variables: Any, builder: BatchBuilder) -> Any:
         raise ConfigError(f"data.whitening: {how!r} is none of {', '.join(whitening.STARTS)}")
     if not settings.whiten or how == "random" or init.get("model", "") or init.get("whiten", ""):
         return variables
+    builder = make_builder()
     labels = builder.crops.labels
     rows = np.flatnonzero(labels >= 0)
     rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(int)]
@@ -135,6 +140,7 @@ def whitened(config: Any, variables: Any, builder: BatchBuilder) -> Any:
         if not same.any():
             raise DataError("data.whitening=pairs: no class has two pictures that can be read")
         kernel, bias = whitening.pairs(pooled, first[same], second[same], dim=settings.width)
+    trunk.print_line(f"whiten: starts from the {how} of {len(rows)} training pictures")
     return variables | {"params": variables["params"] | {"whiten": {"kernel": kernel, "bias": bias}}}
 
 

@@ -298,9 +298,7 @@ def first_stage(config: ModelConfig, variables: Variables, features: Array) -> d
     return {name: value[0] for name, value in found.items()}
 
 
-def propose(
-    config: ModelConfig, found: Mapping[str, Array], anchors: Array, size: Array
-) -> dict[str, Array]:
+def propose(config: ModelConfig, found: Mapping[str, Array], anchors: Array, size: Array) -> dict[str, Array]:
     """`two_stage.proposals` of one image from `first_stage`; `size` i32 "2" is (height, width) in pixels."""
     return two_stage.proposals(
         found["logits"],

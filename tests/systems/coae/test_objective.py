@@ -84,17 +84,17 @@ def test_boxes_of_other_classes_are_background(run):
 
 def test_it_learns(run):
     variables = tiny.variables(1)
-    optimizer = optax.adam(0.02)
+    optimizer = optax.adam(0.003)
     state = optimizer.init(variables)
     update = jax.jit(optimizer.update)
     apply = jax.jit(optax.apply_updates)
     losses = []
-    for step in range(60):
+    for step in range(120):
         (loss, _), grads = run(variables, batch(step % 4), jax.random.key(step))
         changes, state = update(grads, state)
         variables = apply(variables, changes)
         losses.append(float(loss))
-    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
+    assert np.mean(losses[-8:]) < 0.4 * losses[0]
 
 
 @pytest.mark.parametrize(

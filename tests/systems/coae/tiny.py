@@ -46,7 +46,7 @@ class Trunk(nn.Module):
 @contextlib.contextmanager
 def network():
     """Within it, `model` builds the tiny network."""
-    with mock.patch.object(model, "CHANNELS", CHANNELS), mock.patch.object(model, "backbone", lambda _: Trunk()):
+    with mock.patch.multiple(model, CHANNELS=CHANNELS, backbone=lambda config: Trunk()):
         yield
 
 
@@ -55,6 +55,9 @@ def variables(seed: int = 0):
     rng = np.random.default_rng(seed)
     with network():
         shapes = jax.eval_shape(lambda: model.init(CONFIG, jax.random.key(0)))
-    return jax.tree.map(
+    made = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape), jnp.float32), shapes
     )
+    codes = made["params"]["rpn"]["codes"]  # small, so that proposals stay near their anchors
+    made["params"]["rpn"]["codes"] = jax.tree.map(lambda leaf: 0.02 * leaf, codes)
+    return made
