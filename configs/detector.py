@@ -187,6 +187,7 @@ def _classes(config: ConfigDict) -> None:
         config.checkpoint.best_metric = "seen/mAP@0.50"
     else:
         config.checkpoint.best_metric = "val/mAP@0.50"
+    config.eval.score_threshold = 1e-3  # of hundreds of classes nearly all are below it for any box
     config.model.classes = data.make_source(config.data, "train").num_classes
 
 

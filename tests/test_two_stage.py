@@ -233,6 +233,15 @@ def test_slots_without_a_detection_are_zero():
     assert not empty["valid"].any() and empty["boxes"].shape == (3, 4)
 
 
+def test_covered_boxes():
+    found = np.float32([[0, 0, 10, 10], [20, 20, 30, 30]])
+    boxes = jnp.asarray([[0, 0, 10, 11], [20, 20, 30, 45], [20, 20, 30, 30]], jnp.float32)
+    hit = jax.jit(two_stage.covered)
+    assert hit(found, boxes).tolist() == [True, False, True]
+    assert hit(found, boxes, where=np.array([True, False])).tolist() == [True, False, False]
+    assert hit(np.zeros((0, 4), np.float32), boxes).tolist() == [False] * 3
+
+
 def test_everything_maps_over_images():
     scenes = [crowd(seed) for seed in (6, 7)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *[(s[0], s[1], s[2], s[3]) for s in scenes])

@@ -30,6 +30,8 @@ Variables = dict[str, Any]
 STRIDE = 16
 """Pixels per cell of the feature map."""
 CHANNELS = 1024
+ROI_WEIGHTS = 1 << 26
+"""Numbers that RoIAlign may hold at once for one image, 256 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,12 +250,22 @@ def score_boxes(
         features = jax.vmap(_repeat_border)(features, resnet.feature_size(size))
     if config.roi_channels:
         features = projection(config).apply(_part(variables, "projection"), features)
-    pool = functools.partial(roi_align, stride=STRIDE, output_size=(config.roi_size, config.roi_size))
-    cells = jax.vmap(pool)(features, boxes)
+    cells = jax.vmap(functools.partial(_read, config))(features, boxes)
     flat = cells.reshape(-1, *cells.shape[2:])
     logits, codes = roi_head(config).apply(_part(variables, "roi"), flat)
     lead = boxes.shape[:2]
     return logits.reshape(*lead, *logits.shape[1:]), codes.reshape(*lead, *codes.shape[1:])
+
+
+def _read(config: ModelConfig, features: Array, boxes: Array) -> Array:
+    """Cells "k i j c" of the boxes "k 4" of one image."""
+    side = config.roi_size
+    pool = functools.partial(roi_align, stride=STRIDE, output_size=(side, side))
+    # RoIAlign is a product with "k * side ** 2" rows of all cells: of a large picture only some at a time.
+    some = max(1, ROI_WEIGHTS // (side * side * features.shape[0] * features.shape[1]))
+    if some >= boxes.shape[0]:
+        return pool(features, boxes)
+    return jax.lax.map(lambda box: pool(features, box[None])[0], boxes, batch_size=some)
 
 
 def _repeat_border(features: Array, size: Array) -> Array:
