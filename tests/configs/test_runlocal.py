@@ -16,7 +16,9 @@ RESULT = {
     "crossmodal": "val/AP@0.50",
     "scnet": "val/PCR_AuC",
     "ssm": "val/unseen/average_mAP",
+    "coae": "val/mAP@0.50",
     "detector": "val/AP@0.50",
+    "retrieval": "val/mAP",
 }
 REQUEST = {
     "os2d": ["detect", "--image", "PICTURE", "--query", "query.png"],
@@ -24,7 +26,7 @@ REQUEST = {
     "scnet": ["match", "--source", "PICTURE", "--target", "query.png", "--points", "20,20"],
     "ssm": ["detect", "--image", "PICTURE", "--model", "ssm", "--query", "query.png"],
 }
-BASELINES = {"detector"}
+BASELINES = {"coae", "detector", "retrieval"}
 """These take no request of their own: they are trained and evaluated, and there is no command for them."""
 
 
