@@ -10,21 +10,26 @@
 A point that is invisible is -1, -1 (or nan, nan) in the CSV and null (or [-1, -1]) in the JSON. `class` and
 `split` may be left out in the JSON, `split` in the CSV. Coordinates have pixel edges on integers (the centre
 of the first pixel is 0.5, 0.5), or with `convention="matlab"` count pixel centres from 1, as the lists of
-PF-PASCAL do.
+PF-PASCAL do. A point that is neither marked invisible nor lies in its picture is refused (`outside`).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sm_jax import points as point_lib
 from sm_jax.data import images
 from sm_jax.data.sources.files import PictureIndex, read_json
 from sm_jax.data.sources.pair_records import SHIFTS, KeypointPair, PairList, make_list, points
 from sm_jax.data.sources.pf_pascal import COLUMNS, POINT_COLUMNS, listed_points, rows
 from sm_jax.errors import ConfigError, DataError
+from sm_jax.settings import nearest
 
-SLACK = 1.0  # pixels that a point may lie outside its picture
+SLACK = 1.0  # pixels that a point may lie beyond the right and lower edge of its picture
+KEYS = ("source", "target", "keypoints_source", "keypoints_target", "class", "split")
+REQUIRED = KEYS[:4]
 HELP = (
     'expected {"pairs": [{"source": ..., "target": ..., "keypoints_source": [[x, y], ...], '
     '"keypoints_target": [...]}]}'
@@ -65,6 +70,7 @@ def read(path: Path, *, convention: str = "edges") -> PairList:
 
 def _csv(path: Path, convention: str):
     for where, row in rows(path, (*COLUMNS, *POINT_COLUMNS)):
+        _check_names(row, (*COLUMNS, *POINT_COLUMNS, "split"), f"{path}: column")
         ends = listed_points(row, where, convention=convention)
         names = row["source_image"].strip(), row["target_image"].strip()
         yield where, names, row["class"].strip(), ends, (row.get("split") or "").strip() or "train"
@@ -79,7 +85,8 @@ def _json(path: Path, convention: str):
         where = f"{path}: pairs[{number}]"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: is no object; {HELP}")
-        for name in ("source", "target", "keypoints_source", "keypoints_target"):
+        _check_names(entry, KEYS, f"{where}: key")
+        for name in REQUIRED:
             if name not in entry:
                 raise DataError(f"{where}: {name!r} is missing; {HELP}")
         texts = [entry["source"], entry["target"], entry.get("class", ""), entry.get("split", "train")]
@@ -98,12 +105,28 @@ def _rows(values: Any) -> Any:
     return [[np.nan, np.nan] if value is None else value for value in values]
 
 
+def _check_names(given: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """Refuse a name that nothing reads: a misspelt "split" would put the pair into "train"."""
+    for name in given:
+        if name not in known:
+            raise DataError(f"{where} {name!r} is unknown{nearest(name, known)}")
+
+
+def outside(keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which visible key-points `(k, 2)` lie outside a picture of (height, width) `size`: bool `(k,)`.
+
+    On the left and above that is where `points.present` takes them for absent, so that a point is either
+    marked invisible, or counts.
+    """
+    visible = ~np.isnan(keypoints).any(1)
+    beyond = (keypoints > np.array([size[1], size[0]]) + SLACK).any(1)
+    return visible & (~point_lib.present(keypoints) | beyond)
+
+
 def _check_inside(keypoints: np.ndarray, size: tuple[int, int], where: str) -> None:
-    high = np.array([size[1], size[0]]) + SLACK
-    outside = ((keypoints < -SLACK) | (keypoints > high)).any(1)  # False for NaN
-    if outside.any():
-        row = int(np.flatnonzero(outside)[0])
+    for row in np.flatnonzero(outside(keypoints, size))[:1]:
         x, y = keypoints[row]
         raise DataError(
-            f"{where}: key-point {row} ({x:g}, {y:g}) lies outside the picture of {size[1]}x{size[0]}"
+            f"{where}: key-point {row} ({x:g}, {y:g}) lies outside the picture of {size[1]}x{size[0]}; an "
+            "invisible one is null, in a CSV -1 and -1"
         )
