@@ -231,7 +231,8 @@ def test_own_csv_faults(own):
     fails(r"line 2: key-point 0 is \[nan, 1.0\]", read, "a.png,b.png,x,nan,1,1,1")
     fails(r"line 2: key-point 1 is \[inf, 1.0\]", read, "a.png,b.png,x,2;inf,1;1,1;1,1;1")
     fails(r"unlike numbers of coordinates \(XA 1, YA 1, XB 2, YB 2\)", read, "a.png,b.png,x,1,1,1;2,1;2")
-    fails("column 'splt' is unknown; did you mean 'split'", read, "a.png,b.png,x,1,1,1,1,val", f"{HEADER},splt")
+    row = "a.png,b.png,x,1,1,1,1,val"
+    fails("column 'splt' is unknown; did you mean 'split'", read, row, f"{HEADER},splt")
     fails("no pair with a key-point that is visible", read, "a.png,b.png,x,-1,-1,1,1")
     fails("columns XA, YA, XB, YB are missing", read, "a.png,b.png,x", "source_image,target_image,class")
     fails("no such", open_pairs, own / "nothing.csv")
@@ -274,7 +275,7 @@ def test_an_own_point_either_counts_or_is_refused(own, convention, shift):
         (pair,) = read(x, y)
         assert pair.visible.all() and len(common(pair.keypoints_source, pair.keypoints_target)[0]) == 2
     for x, y in ((-0.5, 30), (-0.9, 30), (-1, 30), (20, -1), (61.1, 3)):
-        fails(r"a.png: key-point 0 .* lies outside the picture of 60x40; an invisible one is null", read, x, y)
+        fails(r"key-point 0 .* lies outside the picture of 60x40; an invisible one is null", read, x, y)
 
 
 def test_published_points_that_count_nowhere_are_not_visible(tmp_path):

@@ -129,6 +129,21 @@ def test_reports_name_normaliser_and_protocol(pairs, tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
+def test_alphas_that_differ_have_different_names(pairs):
+    alphas = (0.1, 0.101, 0.0001)
+    evaluator, values = run(still, pairs, alphas=alphas)
+    assert list(values)[:6:2] == ["bbox/PCK@0.10", "bbox/PCK@0.101", "bbox/PCK@0.0001"]
+    assert set(values) == set(correspondence.metric_names(("bbox",), alphas))
+    assert list(evaluator.to_dict()["PCK"]["bbox"]) == ["0.10", "0.101", "0.0001"]
+    assert "@0.10   @0.101  @0.0001" in evaluator.table()
+    assert [correspondence.alpha_name(alpha) for alpha in (0.01, 0.05, 0.15, 1)] == [
+        "0.01",
+        "0.05",
+        "0.15",
+        "1.00",
+    ]
+
+
 def test_damaged_pictures_are_named(pairs, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
@@ -146,6 +161,8 @@ def test_options_that_cannot_be_used(pairs):
             CorrespondenceEvaluator(still, pairs, norms=norms)
     with pytest.raises(ConfigError, match="alphas"):
         CorrespondenceEvaluator(still, pairs, alphas=(0.0,))
+    with pytest.raises(ConfigError, match="alphas: give each once"):
+        CorrespondenceEvaluator(still, pairs, alphas=(0.1, 0.101, 0.10))
     with pytest.raises(ConfigError, match="none of model, nam"):
         correspondence_methods.untrained("mam", "hog", ModelConfig(), PROPOSALS)
 

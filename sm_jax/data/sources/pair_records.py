@@ -248,9 +248,7 @@ def check_overlap(
         return []
     pair = next(iter(shared.values()))
     what = f"1 {by[:-1]} of the test is" if len(shared) == 1 else f"{len(shared)} {by} of the test are"
-    line = (
-        f"{what} also trained on, such as {pair.source.name} -> {pair.target.name} ({pair.class_name})"
-    )
+    line = f"{what} also trained on, such as {pair.source.name} -> {pair.target.name} ({pair.class_name})"
     if not force:
         raise DataError(f"{line}; results would say nothing, so take other pairs, or force it")
     return [line]
