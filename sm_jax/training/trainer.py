@@ -36,6 +36,7 @@ class Parts(NamedTuple):
         (metric name, value).
       metric_names: `config -> names` of the results that evaluation will give, as far as they are known
         before it; None where they are not.
+      check_evaluation: raises for a config what its evaluation would refuse, as far as that is known before.
     """
 
     make_system: Callable[[Any], System]
@@ -43,6 +44,7 @@ class Parts(NamedTuple):
     initialize: Callable[[Any, Any], tuple[Any, list[str]]]
     make_evaluators: Callable[[Any, System], dict[str, Any]]
     metric_names: Callable[[Any], Sequence[str] | None] = lambda config: None
+    check_evaluation: Callable[[Any], None] = lambda config: None
 
 
 def default_parts() -> Parts:
@@ -56,6 +58,7 @@ def default_parts() -> Parts:
         initialize=weights.initialize,
         make_evaluators=evaluators.make,
         metric_names=evaluators.metric_names,
+        check_evaluation=evaluators.check,
     )
 
 
@@ -87,6 +90,8 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
         mesh = sharding.make_mesh(config.mesh)
         checkpoints = stack.enter_context(_open_checkpoints(config, folder))
         _check_best_metric(config, parts)
+        if config.get("eval_every", 0):  # the first evaluation may be hours away
+            parts.check_evaluation(config)
         latest, position, notes = _find_run(config, folder, checkpoints)
         # Bad sections are refused here rather than after data and weights are loaded.
         system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)

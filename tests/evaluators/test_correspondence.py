@@ -1,6 +1,7 @@
 """The evaluation of any matcher: a method whose answers are known, on generated figures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from sm_jax.evaluators import scnet as evaluators
 from sm_jax.evaluators.correspondence import CorrespondenceEvaluator, Matches
 from sm_jax.systems.scnet.model import ModelConfig
 from tests.data.pair_maker import willow
+from tests.data.test_mask_pairs import parts
 
 PROPOSALS = ProposalOptions(count=40, method="grid")
 
@@ -199,6 +201,36 @@ def test_what_was_trained_on_is_refused(pairs):
     assert "also trained on" in evaluators.make(settings)["train"].notes[0]
     settings.eval.update(force_overlap=False, method="nam", features="hog")  # nothing is trained
     assert evaluators.make(settings)["train"].notes == []
+
+
+def test_masks_of_what_was_trained_on_are_refused(tmp_path):
+    root, run = parts(tmp_path / "parts"), tmp_path / "run"
+    names = sorted(path.name for path in (root / "JPEGImages").iterdir())
+    xy = [[1, 1], [9, 2], [3, 8]]
+    pairs = [
+        {"source": a, "target": b, "keypoints_source": xy, "keypoints_target": xy}
+        for a, b in (names, names[::-1], names[:1] * 2)
+    ]
+    shutil.copytree(root / "JPEGImages", run)
+    settings = config([])
+    settings.data.source = str(root)
+    settings.trained = {"source": str(run / "pairs.json")}
+
+    def notes(pairs, **options):
+        (run / "pairs.json").write_text(json.dumps(pairs))
+        settings.eval.update(options)
+        evaluator = evaluators.make(settings)["test"]
+        assert evaluator.to_dict()["notes"] == evaluator.notes
+        evaluator.values = {}
+        assert all(f"note: {note}" in evaluator.table() for note in evaluator.notes)
+        return evaluator.notes
+
+    with pytest.raises(DataError, match="1 pair of the test is also trained on"):
+        notes(pairs[1:2])  # the other way round
+    assert notes(pairs[1:2], force_overlap=True)[0].startswith("1 pair of the test")
+    (line,) = notes(pairs[2:], force_overlap=False)  # a pair of its own, with a picture of the test
+    assert line.startswith("1 image of the test is also trained on")
+    assert notes(pairs[1:2], method="lom", features="hog") == []
 
 
 def test_what_was_trained_on_does_not_change_with_the_data_of_the_evaluation(tmp_path, monkeypatch):
