@@ -199,6 +199,9 @@ def _runlocal(config: ConfigDict) -> None:
 def _by_data(config: ConfigDict, *, epochs: int) -> None:
     """The schedule counted in epochs, and what is evaluated while training: the validation pairs.
 
+    An epoch is taken to be all listed pairs. Pairs that teach nothing are known with the regions of their
+    pictures only; where there are some, the first lines of a run say how long its epochs are.
+
     The best epoch is chosen by them (area under the PCR curve); without any, as when a category is left out,
     nothing is evaluated before the end and the last epoch is taken.
     """
