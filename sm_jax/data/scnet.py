@@ -224,8 +224,8 @@ class TrainingPairs(Sequence):
         wrong = [name for name, value in counted.items() if value == listed]
         advice = f"; to end with it set {' and '.join(f'{name}={real}' for name in wrong)}" if wrong else ""
         return (
-            f"an epoch has {real} step{'s' * (real != 1)}, not the {listed} of all listed pairs, by which the "
-            f"config counts: steps={config.steps} are {config.steps / real:.3g} epochs{advice}"
+            f"an epoch has {real} step{'s' * (real != 1)}, not the {listed} of all listed pairs, by which "
+            f"the config counts: steps={config.steps} are {config.steps / real:.3g} epochs{advice}"
         )
 
     def ends(self, number: int) -> tuple[int, int]:

@@ -121,8 +121,8 @@ def test_pairs_that_teach_nothing_are_left_out_with_a_reason(path, proposals, ca
     counted = {"batch_size": 1, "steps": 8, "eval_every": 4, "optim": {"alternate_every": 4}}
     note = found.epoch_note(ConfigDict(counted))
     assert note == (
-        "an epoch has 1 step, not the 4 of all listed pairs, by which the config counts: steps=8 are 8 epochs; "
-        "to end with it set eval_every=1 and optim.alternate_every=1"
+        "an epoch has 1 step, not the 4 of all listed pairs, by which the config counts: steps=8 are 8 "
+        "epochs; to end with it set eval_every=1 and optim.alternate_every=1"
     )
     monkeypatch.setattr(data, "make_training_pairs", lambda config: found)
     config = ConfigDict(counted | {"data": {"source": "mine", "proposals": N}})
