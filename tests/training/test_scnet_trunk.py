@@ -111,11 +111,14 @@ def test_another_frame_is_refused(config):
         trunk_scnet.Trunk(config)
 
 
-def test_pairs_that_are_also_evaluated_are_refused_before_anything_is_computed(config, tmp_path, monkeypatch):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(config, tmp_path, monkeypatch):
     monkeypatch.setattr(trunk, "make_train_iterator", lambda config: pytest.fail("too late"))
     config.update(eval_every=1)
     config.eval.splits = ("train",)
     with pytest.raises(DataError, match="2 pairs of the test are also trained on"):
+        training.train(config, tmp_path / "run")
+    config.eval.update(splits=("val",), alphas=(0.1, 0.1))
+    with pytest.raises(ConfigError, match="eval.alphas: give each once"):
         training.train(config, tmp_path / "run")
 
 
