@@ -85,6 +85,20 @@ def local_to_pixels(local, cell, *, template=15, stride=16):
     return local * (template * stride * 0.5) + index_to_pixels(cell, stride=stride)
 
 
+def pixels_to_local(pixels, cell, *, template=15, stride=16):
+    """Image pixels to the local coordinate around `cell`; the inverse of `local_to_pixels`."""
+    return (pixels - index_to_pixels(cell, stride=stride)) / (template * stride * 0.5)
+
+
+def window_to_pixels(cell, length, *, stride=16):
+    """Image pixel at which a window of `length` whole cells (an integer) around `cell` begins.
+
+    The window's cell `length // 2` lies on `cell`: an odd window is centred on the cell's centre, an even one
+    on the pixel where the cell begins.
+    """
+    return (cell - length // 2) * stride
+
+
 def template_axis(template=15):
     """Local coordinates of the template's rows or columns: `template` values from -1 to 1, float32."""
     return np.linspace(-1, 1, template, dtype=np.float32)

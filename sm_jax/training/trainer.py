@@ -37,6 +37,9 @@ class Parts(NamedTuple):
       metric_names: `config -> names` of the results that evaluation will give, as far as they are known
         before it; None where they are not.
       check_evaluation: raises for a config what its evaluation would refuse, as far as that is known before.
+      make_miner: `config -> miner` that looks through the training data now and then, or None: every
+        `miner.every` steps `miner.run(variables, step=, say=)` gives the iterator's new memory, which has a
+        `step` (see `mining` and `Stream.remember`).
     """
 
     make_system: Callable[[Any], System]
@@ -45,12 +48,13 @@ class Parts(NamedTuple):
     make_evaluators: Callable[[Any, System], dict[str, Any]]
     metric_names: Callable[[Any], Sequence[str] | None] = lambda config: None
     check_evaluation: Callable[[Any], None] = lambda config: None
+    make_miner: Callable[[Any], Any] = lambda config: None
 
 
 def default_parts() -> Parts:
     """The parts that a config names, from `sm_jax.systems`, `.data`, `.weights` and `.evaluators`."""
     from sm_jax import evaluators, systems, weights
-    from sm_jax.training import trunk
+    from sm_jax.training import mining, trunk
 
     return Parts(
         make_system=systems.make,
@@ -59,6 +63,7 @@ def default_parts() -> Parts:
         make_evaluators=evaluators.make,
         metric_names=evaluators.metric_names,
         check_evaluation=evaluators.check,
+        make_miner=mining.make_miner,
     )
 
 
@@ -121,6 +126,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             variables = stream.complete(variables)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
         stream.check(state.variables)
+        miner = parts.make_miner(config)
 
         if jax.process_index() == 0:  # only now: a run that could not start leaves no config behind
             rundir.write_json(folder / "config.json", rundir.to_dict(config))
@@ -133,6 +139,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
                 system, optimizer, config, np.asarray(jax.random.key_data(step_key)), shardings, flags
             ),
             make_evaluators=lambda: parts.make_evaluators(config, system),
+            miner=miner,
             like=like,
             state=state,
             step=latest or 0,

@@ -23,7 +23,7 @@ from sm_jax.training.feature_file import Say
 from sm_jax.weights import start
 from sm_jax.weights.io import flatten, unflatten
 
-SYSTEMS = ("crossmodal", "scnet", "ssm")
+SYSTEMS = ("crossmodal", "retrieval", "scnet", "ssm")
 NEEDED = ("scnet",)
 """The systems that train on stored features only; their trunk's module has a `check(config)`."""
 VERSION = 1  # of how features are made; another one makes all files anew
@@ -69,7 +69,12 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
     if config.system in NEEDED:  # before regions are proposed for minutes
         _module(config).check(config)
     if not config.data.get("cache_trunk", False):
-        return data.make_train_iterator(config)
+        iterator = data.make_train_iterator(config)
+        if config.system == "retrieval":
+            from sm_jax.training.trunk_retrieval import Starting
+
+            return Starting(config, iterator)
+        return iterator
     if config.system not in SYSTEMS:
         raise ConfigError(f"data.cache_trunk: is for {', '.join(SYSTEMS)}, not for {config.system}")
     data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
@@ -89,6 +94,15 @@ class Checked:
         self._iterator, self._trunk = iterator, trunk
         self._without = "" if needed else "set data.cache_trunk=False, or "
         self.get_state, self.set_state, self.close = iterator.get_state, iterator.set_state, iterator.close
+
+    @property
+    def memory(self) -> Any:
+        """As of `data.pipeline.TrainIterator`."""
+        return self._iterator.memory
+
+    def remember(self, memory: Any) -> None:
+        """As of `data.pipeline.TrainIterator`."""
+        self._iterator.remember(memory)
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
