@@ -229,7 +229,8 @@ def _add_data(commands) -> None:
     )
     action.add_argument(
         "path",
-        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, or a JSON with phrases",
+        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, a JSON with phrases, "
+        "or key-point pairs: CSV, JSON, PF-PASCAL, PF-WILLOW",
     )
     action.add_argument("--json", action="store_true", help="print the report as one JSON document")
     action.set_defaults(run=_data_check)
@@ -271,10 +272,14 @@ def _add_data(commands) -> None:
 def _data_check(arguments) -> int:
     import json
 
-    from sm_jax.data import check, phrase_check
+    from sm_jax.data import check, pair_check, phrase_check
     from sm_jax.data.sources import phrase_json
 
-    checker = phrase_check if phrase_json.recognised(arguments.path) else check
+    checker = check
+    if phrase_json.recognised(arguments.path):
+        checker = phrase_check
+    elif pair_check.recognised(arguments.path):
+        checker = pair_check
     if not arguments.json:
         return checker.run(arguments.path)
     report = checker.check(arguments.path)

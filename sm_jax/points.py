@@ -6,7 +6,8 @@
 * one-based: MATLAB's pixels, the centre of the first pixel on 1 (SCNet, Proposal Flow and their data).
 * local: OS2D's frame around one feature cell, -1 and +1 on the two sides of the template box.
 
-Every function is elementwise: x with x (and width), y with y (and height); NumPy and jax alike.
+Every function but `present` and `pixel_of` is elementwise: x with x (and width), y with y (and height);
+NumPy and jax alike.
 """
 
 import numpy as np
@@ -40,6 +41,19 @@ def present(keypoints):
     """
     keypoints = np.asarray(keypoints, np.float64)
     return np.all(np.isfinite(keypoints) & (pixels_to_one_based(keypoints) > 0), axis=-1)
+
+
+def pixel_of(keypoints, size):
+    """Row and column of the pixel that each key-point lies in: NumPy "k 2" pixels -> two int "k".
+
+    On the border of two pixels it is the later one; outside the picture of (height, width) `size` the nearest
+    one; not finite, any.
+    """
+    keypoints = np.asarray(keypoints, np.float64).reshape(-1, 2)
+    known = np.isfinite(keypoints).all(axis=1, keepdims=True)
+    last = size[1] - 1, size[0] - 1
+    column, row = np.clip(np.floor(np.where(known, keypoints, 0)), 0, last).astype(int).T
+    return row, column
 
 
 def unit_to_index(unit, length):

@@ -61,3 +61,9 @@ def test_one_based_pixels_and_absent_points():
     assert points.pixels_to_one_based(points.one_based_to_pixels(3.25)) == 3.25
     keypoints = [[0, 0], [-0.4, 3], [-0.5, 3], [-1, -1], [3, np.nan], [np.inf, 1]]
     assert points.present(keypoints).tolist() == [True, True, False, False, False, False]
+
+
+def test_pixel_of():
+    keypoints = [(0, 0), (1.9, 1), (4, 3), (-0.3, 2.5), (1e300, -1e300), (np.nan, 2)]
+    row, column = points.pixel_of(keypoints, (3, 4))
+    assert row.tolist() == [0, 1, 2, 2, 0, 0] and column.tolist() == [0, 1, 3, 0, 3, 0]

@@ -352,7 +352,11 @@ def _scnet_builder(config: Any, **process: Any) -> Any:
     from sm_jax.data import scnet
 
     options = scnet.BatchOptions(config.batch_size, config.data.proposals)
-    return scnet.BatchBuilder(make_training_pairs(config), options, **process)
+    source = make_training_pairs(config)
+    note = source.epoch_note(config)
+    if note and "trunk" not in process:  # `training.trunk` makes one without it first
+        _log.warning("%s: %s", config.data.source, note)
+    return scnet.BatchBuilder(source, options, **process)
 
 
 def make_retrieval_builder(config: Any, **options: Any) -> Any:

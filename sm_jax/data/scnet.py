@@ -7,6 +7,7 @@ sec. 4 and its published code: one pair per step, all pairs in a new order every
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -169,6 +170,7 @@ class TrainingPairs(Sequence):
       pairs: the pairs that are used.
       pictures: their pictures.
       flips: whether each is also mirrored.
+      left_out: how many pairs are not used.
       notes: a line for each kind of pair that is left out, and for each damaged picture.
     """
 
@@ -194,6 +196,7 @@ class TrainingPairs(Sequence):
             f"{len(names)} of {len(pairs)} pairs left out: {reason} (first: {names[0]})"
             for reason, names in dropped.items()
         ]
+        self.left_out = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise DataError(f"{pairs.root}: no pair to train on; {'; '.join(self.notes)}")
 
@@ -204,6 +207,26 @@ class TrainingPairs(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return index // (1 + self.flips), bool(self.flips and index % 2)
+
+    def epoch_note(self, config: Any) -> str:
+        """A line where an epoch is shorter than a config counts, which knows the listed pairs only; or "".
+
+        An epoch is once every pair that is used; that the others are not is known with the regions only.
+        """
+        listed = math.ceil((len(self.pairs) + self.left_out) * (1 + self.flips) / config.batch_size)
+        real = math.ceil(len(self) / config.batch_size)
+        if listed == real:
+            return ""
+        counted = {
+            "eval_every": config.get("eval_every", 0),
+            "optim.alternate_every": config.get("optim", {}).get("alternate_every", 0),
+        }
+        wrong = [name for name, value in counted.items() if value == listed]
+        advice = f"; to end with it set {' and '.join(f'{name}={real}' for name in wrong)}" if wrong else ""
+        return (
+            f"an epoch has {real} step{'s' * (real != 1)}, not the {listed} of all listed pairs, by which "
+            f"the config counts: steps={config.steps} are {config.steps / real:.3g} epochs{advice}"
+        )
 
     def ends(self, number: int) -> tuple[int, int]:
         """Numbers of the source and target pictures of a pair."""

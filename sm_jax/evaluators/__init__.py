@@ -66,6 +66,13 @@ def metric_names(config: Any) -> list[str]:
     return _of(config).metric_names(config)
 
 
+def check(config: Any) -> None:
+    """Refuse before training what the evaluation of a run would refuse; raises ConfigError, DataError."""
+    module = _of(config)
+    if hasattr(module, "check"):
+        module.check(config)
+
+
 def _of(config: Any) -> Any:
     protocol = config.get("eval", {}).get("protocol", "default")
     if protocol not in PROTOCOLS:

@@ -39,13 +39,13 @@ def make(config: Any, *, progress=None) -> dict[str, CorrespondenceEvaluator | M
     start, name = method(config)
     masked = mask_pairs.read(Path(config.data.source).expanduser())
     if masked is not None:
+        notes = overlap(config, masked)
         pairs = subset(masked, options.get("max_pairs", 0))
-        return {"test": MaskEvaluator(start, pairs, name=name, progress=progress)}
-    trained = options.method == MODEL or options.features == "embedding"
+        return {"test": MaskEvaluator(start, pairs, name=name, notes=notes, progress=progress)}
     found = {}
     for split in options.splits:
         pairs = data_lib.make_pairs(config.data, split)
-        notes = overlap(config, pairs) if trained else []
+        notes = overlap(config, pairs)
         left_out, run = config.data.get("leave_out", ""), config.get("trained")
         if left_out and run and run.source != config.data.source:
             notes.append(
@@ -109,16 +109,26 @@ def subset(pairs: Sequence[Any], count: int) -> list[Any]:
     return [pairs[place] for place in np.unique(places)]
 
 
-def overlap(config: Any, pairs: PairList) -> list[str]:
+def check(config: Any) -> None:
+    """Raise what `make` does, such as for pairs to evaluate on that are trained on."""
+    make(config)
+
+
+def overlap(config: Any, pairs: PairList | Sequence[mask_pairs.MaskPair]) -> list[str]:
     """Lines on pairs that were trained on too; refuses those without `eval.force_overlap`.
 
     What was trained on is `config.trained`, the section `data` of the run whatever options of the evaluation
-    change in `data`, or without a run `data` itself; and what the runs that it started from trained on.
+    change in `data`, or without a run `data` itself; and what the runs that it started from trained on. A
+    method on "hog" or "pool" is not trained.
 
     Raises:
       DataError: an overlap.
     """
-    notes, sections = [], [config.get("trained") or config.data]
+    if config.eval.method != MODEL and config.eval.features != "embedding":
+        return []
+    notes, sections = [], [config.trained] if config.get("trained") else []
+    if not sections and isinstance(pairs, PairList):  # nothing trains on masks
+        sections = [config.data]
     try:
         sections += _of_starts(config)
     except (ConfigError, WeightsError) as error:
@@ -130,6 +140,8 @@ def overlap(config: Any, pairs: PairList) -> list[str]:
             notes.append(f"an overlap with the training data was not looked for: {error}")
             continue
         notes += check_overlap(trained, pairs, by="pairs", force=config.eval.get("force_overlap", False))
+        if not isinstance(pairs, PairList):  # PASCAL-Parts has the pictures of PF-PASCAL in pairs of its own
+            notes += check_overlap(trained, pairs, by="images", force=True)
     return list(dict.fromkeys(notes))
 
 

@@ -106,6 +106,7 @@ def test_pf_willow_is_trained_on_by_leaving_out_a_category(tmp_path):
     "arg, message",
     [
         ("variant=B", "must be one of A, AG, AG+"),
+        ("backbone=resnet5", "backbone=resnet5: unknown; did you mean 'resnet50'"),
         ("epochs=-1", "at least 1"),
         ("data=", "give the path"),
         ("data=/no/such", "no such file"),

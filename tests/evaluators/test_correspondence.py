@@ -1,6 +1,7 @@
 """The evaluation of any matcher: a method whose answers are known, on generated figures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from sm_jax.evaluators import scnet as evaluators
 from sm_jax.evaluators.correspondence import CorrespondenceEvaluator, Matches
 from sm_jax.systems.scnet.model import ModelConfig
 from tests.data.pair_maker import willow
+from tests.data.test_mask_pairs import parts
 
 PROPOSALS = ProposalOptions(count=40, method="grid")
 
@@ -129,6 +131,21 @@ def test_reports_name_normaliser_and_protocol(pairs, tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
+def test_alphas_that_differ_have_different_names(pairs):
+    alphas = (0.1, 0.101, 0.0001)
+    evaluator, values = run(still, pairs, alphas=alphas)
+    assert list(values)[:6:2] == ["bbox/PCK@0.10", "bbox/PCK@0.101", "bbox/PCK@0.0001"]
+    assert set(values) == set(correspondence.metric_names(("bbox",), alphas))
+    assert list(evaluator.to_dict()["PCK"]["bbox"]) == ["0.10", "0.101", "0.0001"]
+    assert "@0.10   @0.101  @0.0001" in evaluator.table()
+    assert [correspondence.alpha_name(alpha) for alpha in (0.01, 0.05, 0.15, 1)] == [
+        "0.01",
+        "0.05",
+        "0.15",
+        "1.00",
+    ]
+
+
 def test_damaged_pictures_are_named(pairs, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
@@ -146,6 +163,8 @@ def test_options_that_cannot_be_used(pairs):
             CorrespondenceEvaluator(still, pairs, norms=norms)
     with pytest.raises(ConfigError, match="alphas"):
         CorrespondenceEvaluator(still, pairs, alphas=(0.0,))
+    with pytest.raises(ConfigError, match="alphas: give each once"):
+        CorrespondenceEvaluator(still, pairs, alphas=(0.1, 0.101, 0.10))
     with pytest.raises(ConfigError, match="none of model, nam"):
         correspondence_methods.untrained("mam", "hog", ModelConfig(), PROPOSALS)
 
@@ -182,6 +201,36 @@ def test_what_was_trained_on_is_refused(pairs):
     assert "also trained on" in evaluators.make(settings)["train"].notes[0]
     settings.eval.update(force_overlap=False, method="nam", features="hog")  # nothing is trained
     assert evaluators.make(settings)["train"].notes == []
+
+
+def test_masks_of_what_was_trained_on_are_refused(tmp_path):
+    root, run = parts(tmp_path / "parts"), tmp_path / "run"
+    names = sorted(path.name for path in (root / "JPEGImages").iterdir())
+    xy = [[1, 1], [9, 2], [3, 8]]
+    pairs = [
+        {"source": a, "target": b, "keypoints_source": xy, "keypoints_target": xy}
+        for a, b in (names, names[::-1], names[:1] * 2)
+    ]
+    shutil.copytree(root / "JPEGImages", run)
+    settings = config([])
+    settings.data.source = str(root)
+    settings.trained = {"source": str(run / "pairs.json")}
+
+    def notes(pairs, **options):
+        (run / "pairs.json").write_text(json.dumps(pairs))
+        settings.eval.update(options)
+        evaluator = evaluators.make(settings)["test"]
+        assert evaluator.to_dict()["notes"] == evaluator.notes
+        evaluator.values = {}
+        assert all(f"note: {note}" in evaluator.table() for note in evaluator.notes)
+        return evaluator.notes
+
+    with pytest.raises(DataError, match="1 pair of the test is also trained on"):
+        notes(pairs[1:2])  # the other way round
+    assert notes(pairs[1:2], force_overlap=True)[0].startswith("1 pair of the test")
+    (line,) = notes(pairs[2:], force_overlap=False)  # a pair of its own, with a picture of the test
+    assert line.startswith("1 image of the test is also trained on")
+    assert notes(pairs[1:2], method="lom", features="hog") == []
 
 
 def test_what_was_trained_on_does_not_change_with_the_data_of_the_evaluation(tmp_path, monkeypatch):
