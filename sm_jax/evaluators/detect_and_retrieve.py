@@ -10,6 +10,7 @@ import numpy as np
 
 from sm_jax import data as data_lib
 from sm_jax.data import instances, transforms
+from sm_jax.errors import ConfigError
 from sm_jax.evaluators.os2d import SearchEvaluator
 from sm_jax.evaluators.proposing import Propose
 from sm_jax.ops.nms import nms_chunked
@@ -51,8 +52,16 @@ class DetectAndRetrieve(SearchEvaluator):
           score_threshold: only cosines above it count.
           max_detections: at most so many of each class in an image; None: all.
           **options: of `SearchEvaluator`.
+
+        Raises:
+          ConfigError: an option that cannot be used; DataError: no pictures.
         """
         super().__init__(source, **options)
+        if not (0 <= detector_iou <= 1 and 0 <= iou <= 1 and proposals >= 1):
+            raise ConfigError(
+                f"eval: detector_iou={detector_iou:g} and nms_iou={iou:g} must be within 0..1, "
+                f"proposals={proposals} at least 1"
+            )
         self._propose, self._describer = propose, describer
         self._detector = detector_score, detector_iou, proposals
         self._iou, self._score_threshold, self._limit = iou, score_threshold, max_detections

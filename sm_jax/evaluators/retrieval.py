@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sm_jax import data as data_lib
+from sm_jax import search
 from sm_jax.data import images, instances, transforms
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import os2d, report
@@ -31,9 +32,10 @@ def make(config: Any, *, progress=None) -> dict[str, Any]:
     """
     options = config.eval
     settings = model.ModelConfig.create(config.model)
-    describer = Describer(
-        partial(model.describe, settings), side=options.query_size, scales=options.descriptor_scales
-    )
+    if options.query_size < 1:
+        raise ConfigError(f"eval.query_size: must be positive, not {options.query_size}")
+    scales = search.checked_scales(options.descriptor_scales)
+    describer = Describer(partial(model.describe, settings), side=options.query_size, scales=scales)
     if not options.get("detector", ""):
         return {
             split: RetrievalEvaluator(

@@ -88,3 +88,6 @@ def test_what_cannot_be_used_is_one_line():
         _evaluator(Squares(n=0))
     with pytest.raises(ConfigError, match="no class view called 'spin'"):
         _evaluator(augmentation="spin")
+    for options in ({"proposals": 0}, {"detector_iou": 2.0}, {"iou": -1.0}):
+        with pytest.raises(ConfigError, match="eval: detector_iou="):
+            _evaluator(**options)

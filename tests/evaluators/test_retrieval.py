@@ -75,6 +75,17 @@ def test_report_and_pictures(tmp_path):
         assert sheet.size == (3 * retrieval.TILE, retrieval.TILE)  # the class picture and both crops
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [("query_size", 0, "eval.query_size"), ("descriptor_scales", (), "scales: ")],
+)
+def test_options_that_cannot_be_used_are_one_line(key, value, line):
+    config = retrieval_config.get_config("runlocal")
+    config.eval[key] = value
+    with pytest.raises(ConfigError, match=line):
+        evaluators.make(config)
+
+
 def test_the_config_chooses_the_evaluation(monkeypatch):
     config = retrieval_config.get_config("runlocal")
     monkeypatch.setattr("sm_jax.data.make_source", lambda data, split: Squares())
