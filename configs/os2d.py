@@ -99,6 +99,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     _recipe(config, recipe, args.transform)
     if args.table1 != -1:
         _table1(config, args.table1, args.transform)
+    if args.transform and not (config.init.transform or args.weights):
+        raise ConfigError(f"transform={args.transform}: only V2 starts from it; leave it out")
     if args.table2 == "r50-caffe-gn":
         config.model.norm = "group_norm"
     config.data.mining.enabled |= args.table3 == "v2-train"
@@ -139,6 +141,8 @@ def _table(args: ConfigDict) -> None:
         _cell(args, given[0])
     if args.dataset and args.dataset not in DATASETS:
         raise ConfigError(f"dataset={args.dataset}: there are {', '.join(DATASETS)}")
+    if args.steps and args.recipe in UNTRAINED:
+        raise ConfigError(f"recipe={args.recipe} is not trained; leave steps={args.steps} out")
     if args.steps and args.dataset in TEST_ONLY:
         raise ConfigError(f"dataset={args.dataset} has no training pictures; leave steps out")
     if args.weights and args.recipe.startswith("sliding-"):

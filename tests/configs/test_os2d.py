@@ -112,7 +112,8 @@ def test_table_1_is_about_grozi_and_starts_v2_aligned(column):
     assert config.checkpoint.best_metric == "val-new-cl/mAP@0.50" and config.eval.views == "data"
     assert config.init.backbone == "resnet50-caffe-c4"
     assert config.init.transform == ("weakalign" if column >= 6 else "")
-    own = os2d.get_config(f"table1={column},data=PATH,backbone=a,transform=b")
+    transform = ",transform=b" if column >= 6 else ""
+    own = os2d.get_config(f"table1={column},data=PATH,backbone=a{transform}")
     assert (own.data.source, own.eval.splits, own.init.backbone) == ("PATH", ("val",), "a")
     assert own.init.transform == ("b" if column >= 6 else "")
 
@@ -201,6 +202,10 @@ def test_episodes():
         ("weights=a.pth,steps=3", "is a whole model"),
         ("dataset=dary", "there are grozi, "),
         ("dataset=dairy,steps=3", "has no training pictures"),
+        ("table1=3,transform=a", "transform=a: only V2 starts from it"),
+        ("transform=a", "transform=a: only V2 starts from it"),
+        ("recipe=v2-init,steps=3", "recipe=v2-init is not trained; leave steps=3 out"),
+        ("table3=sliding-ar,steps=3", "recipe=sliding-ar is not trained"),
         ("recipe=v3", "there are v1, v2"),
         ("stepz=3", "steps"),
         ("steps=-3", "must not be negative"),

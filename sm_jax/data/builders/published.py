@@ -1,6 +1,7 @@
 """The published data sets of OS2D as TFDS folders of ArrayRecord files (see `sm_jax.data.published`)."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def build(name: str, manual_dir: str | Path, folder: str | Path, *, splits: Sequ
       splits: which; none: those that the paper uses (`Published.splits`).
 
     Raises:
-      ConfigError: an unknown name or split, `folder` inside `manual_dir`, or already built.
+      ConfigError: an unknown name or split, `folder` inside the data set's own folder, one that
+        cannot be made, or already built.
       DataError: a file that is missing, damaged or of another form.
     """
     dataset = published.find(name)
@@ -36,7 +38,15 @@ def build(name: str, manual_dir: str | Path, folder: str | Path, *, splits: Sequ
     for _, remark in found.values():
         if remark:
             _log.warning("%s", remark)
-    built = builders.build_sources({split: source for split, (source, _) in found.items()}, target)
     about = (dataset.name, dataset.nominal, dataset.eval_scale, dataset.views, dataset.protocol)
-    facts.write(built, facts.Facts(*about))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be made ({error.strerror})") from error
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=target) as unfinished:
+        built = builders.build_sources({split: source for split, (source, _) in found.items()}, unfinished)
+        facts.write(built, facts.Facts(*about))
+        place = target / built.relative_to(unfinished)
+        place.parent.mkdir(exist_ok=True)
+        built.rename(place)  # only now is it there: without its facts it would be read at a wrong scale
     return target

@@ -128,7 +128,7 @@ def _queries(path: Path, subset: str) -> list[_Query]:
         raise DataError(f"{path}: {len(names)} queries, but {len(truths)} entries of gnd")
     for name in (*names, *listed):
         parts = PurePosixPath(name).parts
-        if len(parts) < 3 or parts[0] == "/" or ".." in parts or "\\" in name:
+        if len(parts) < 3 or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
             raise DataError(f"{path}: {name[:60]!r} is not a path SUBSET/FOLDER/PICTURE")
     queries = []
     for number, (name, truth) in enumerate(zip(names, truths, strict=True)):

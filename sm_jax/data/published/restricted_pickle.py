@@ -9,6 +9,7 @@ unpickling.
 import math
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _DAMAGED = (
     ImportError,
     MemoryError,
     RecursionError,
+    AssertionError,
+    struct.error,
 )
 
 
@@ -140,7 +143,16 @@ _KNOWN = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The reader in Python, a quarter as fast as the one in C, which takes the memory that a number in the
+    file asks for: 16 bytes for each place of its memo up to that number."""
+
+    dispatch = {
+        code: read
+        for code, read in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.BYTEARRAY8[0], pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0])
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module, name))
         if known is None:

@@ -205,6 +205,18 @@ def test_a_damaged_published_json(tmp_path):
         sources.open_source(built, split="test")
 
 
+def test_a_build_that_breaks_off_leaves_nothing_that_could_be_read(tmp_path, monkeypatch):
+    maker.retail(tmp_path, "dairy", [maker.row(0, 1)], folder="original")
+    with monkeypatch.context() as patch:
+        patch.setattr(build_published.facts, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_published.build("dairy", tmp_path, tmp_path / "built")
+    assert builders.find(tmp_path / "built" / "dairy") is None
+    built = build_published.build("dairy", tmp_path, tmp_path / "built")
+    assert len(sources.open_source(built, split="test")) == 1
+    assert [path.name for path in built.iterdir()] == ["detection_by_request"]
+
+
 def test_refusals_of_arguments(tmp_path):
     maker.grozi(tmp_path)
     for manual_dir in (tmp_path, tmp_path / "grozi"):
@@ -212,6 +224,9 @@ def test_refusals_of_arguments(tmp_path):
             build_published.build("grozi", manual_dir, tmp_path / "grozi" / "built")
     with pytest.raises(ConfigError, match="no split 'test', only train, train-mini, val-old-cl"):
         build_published.build("grozi", tmp_path, tmp_path / "built", splits=["test"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="grozi: cannot be made"):
+        build_published.build("grozi", tmp_path, tmp_path / "file", splits=["train"])
     maker.repmet(tmp_path)
     with pytest.raises(ConfigError, match="such as val-5000"):
         build_published.build("repmet", tmp_path, tmp_path / "built", splits=["val-many"])

@@ -95,6 +95,8 @@ def test_odd_instre_lists(tmp_path):
     assert "9 queries, but 10 entries of gnd" in _refused("instre-s1", tmp_path)
     maker.instre_mat(home, ["../x.jpg", *names[1:]], names, [[1]] * 10)
     assert "'../x.jpg' is not a path SUBSET/FOLDER/PICTURE" in _refused("instre-s1", tmp_path)
+    maker.instre_mat(home, names, ["//x/y/z.jpg", *names[1:]], [[1]] * 10)
+    assert "'//x/y/z.jpg' is not a path SUBSET/FOLDER/PICTURE" in _refused("instre-s1", tmp_path)
     maker.instre_mat(home, names, names, [[1], [11], *[[1]] * 8])
     assert "entry 2 of gnd counts beyond the 10 pictures" in _refused("instre-s1", tmp_path)
     maker.instre_mat(home, names, names, [[1]] * 10, box="left")

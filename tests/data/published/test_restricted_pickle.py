@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +91,9 @@ ODD = {
     "cut off": pickle.dumps({"a": [1, 2]}, 2)[:-3],
     "no pickle": b"PK\x03\x04",
     "nothing": b"",
+    "cut off within a number": b"\x80\x02X\x01",
+    "bytes of a length that is only said": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+    "an extension": b"\x80\x02\x82\x01.",
     "a content that is too short": (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
         b"(I1\n(I99999999999\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'ab'\ntb."
@@ -103,6 +107,15 @@ def test_odd_files_are_one_line(tmp_path, kind):
     with pytest.raises(DataError, match=str(path)) as error:
         restricted_pickle.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    path = _file(tmp_path, b"\x80\x02Nr" + (1 << 22).to_bytes(4, "little") + b".")  # a place of the memo
+    tracemalloc.start()
+    assert restricted_pickle.load(path) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_missing_and_large_files(tmp_path):
