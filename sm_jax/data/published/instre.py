@@ -101,7 +101,7 @@ class _Boxes:
 
     def _rows(self, path: str) -> np.ndarray:
         if path not in self._read:
-            text = self._root / (path.split(".")[0] + ".txt")
+            text = (self._root / path).with_suffix(".txt")
             if not (self._root / path).is_file():
                 raise DataError(f"{self._root / path}: gnd_instre.mat names it, but it is not there")
             lines = checked_bytes(text, MAX_TEXT_BYTES).decode("utf-8", errors="replace").splitlines()

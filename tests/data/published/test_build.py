@@ -151,6 +151,16 @@ def test_instre_s2(tmp_path):
         published.open_sources("instre-s2", tmp_path, splits=["val"])
 
 
+def test_a_folder_of_instre_may_have_a_dot_in_its_name(tmp_path):
+    home = maker.instre(tmp_path, queries=4, subset="INSTRE-S2")
+    (home / "INSTRE-S2" / "03b_thing").rename(home / "INSTRE-S2" / "03b_st.thing")
+    listed = ["INSTRE-S2/00a_thing/002.jpg", "INSTRE-S2/03b_st.thing/002.jpg"]
+    queries = [*["INSTRE-S2/00a_thing/001.jpg"] * 3, "INSTRE-S2/03b_st.thing/001.jpg"]
+    maker.instre_mat(home, queries, listed, [[1], [1], [1], [2]])
+    ((source, _),) = published.open_sources("instre-s2", tmp_path, splits=["test"]).values()
+    np.testing.assert_array_equal(source.annotation(0)["boxes"], [[10, 12, 50, 40]])
+
+
 def test_repmet(tmp_path):
     home = maker.repmet(tmp_path)
     built = build_published.build("repmet", home, tmp_path / "built", splits=["test", "train", "val-4"])
