@@ -141,7 +141,6 @@ def _of_features(method: str, features: str, section: Any) -> _Of:
 
 def _of_runs(method: str, runs: list[str], section: Any, every: PairList) -> _Of:
     """SCNet, or LOM and the like on its embedding, each run on what it left out."""
-    from sm_jax.data.sources.pair_records import check_overlap
     from sm_jax.evaluators import scnet as evaluator
     from sm_jax.training import restore_config, restore_variables
 
@@ -151,9 +150,9 @@ def _of_runs(method: str, runs: list[str], section: Any, every: PairList) -> _Of
         left_out = config.data.get("leave_out", "")
         if left_out in parts:
             raise ConfigError(f"{run}: another run left out {left_out!r} too")
-        trained = make_pairs(config.data, "train")
         mine = every.leave_out(left_out)[1] if left_out else every
-        check_overlap(trained, mine)
+        for note in evaluator.overlap(config, mine):
+            print(f"note: {note}", flush=True)
         with config.unlocked():
             config.data.update(section)
             config.eval.update(method=method, features="embedding", centred=False)

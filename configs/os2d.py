@@ -5,19 +5,34 @@
 With no argument: a V1 model on generated shelves, from the packaged ImageNet features, on 2 CPU cores in
 about 15 minutes; it prints AP on classes it never saw, before training (identity transform) and after.
 
-Arguments follow a colon and are separated by commas, for example `configs/os2d.py:v2,steps=1000`:
+Arguments follow a colon and are separated by commas, for example `configs/os2d.py:full,recipe=v2`:
 
   runlocal          a run of a few minutes on 2 cores that exercises everything
   full              the published budget (200,000 steps of 4 crops of 600x600 and 15 classes); needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
-  recipe=NAME       v1 (default) | v2-init (affine of weakalign, not trained further) | v2
-  table1=RUN        column 0..11 of the paper's Table 1 (sets recipe, objective and schedule; implies full)
+  dataset=NAME      a published data set, searched as in the paper (implies full): grozi, instre-s1,
+                    instre-s2; without training dairy, paste-v, paste-f, repmet. It is built/NAME, which
+                    `sm-jax data build NAME` makes; data=PATH if it is elsewhere
+  recipe=NAME       v1 (default) | v2-init (affine of weakalign, not trained further) | v2 | the baselines
+                    without training: sliding-square (V1's start), sliding-ar (the query's own shape)
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
   transform=PATH    TransformNet weights that V2 starts from (a weakalign file)
+  weights=PATH      a whole trained model, such as the released ones, instead of backbone= and transform=; it
+                    is evaluated, not trained
+  single_scale      evaluate at one scale instead of the pyramid of seven
   steps=N           number of steps
   size=PIXELS       object size that the pictures are brought to (240: the template's own size)
+
+The paper's tables, one command per cell in docs/reproduce.md. Each implies full, dataset=grozi (table4: name
+one of instre-s1 and instre-s2) and transform=weakalign for V2, and sets what the others do not:
+
+  table1=RUN        columns 0..11 (the model, objective and schedule)
+  table2=ROW        backbones, with recipe=: r50-scratch, r50-imagenet, r50-caffe, r50-caffe-gn, r50-coco,
+                    r101-imagenet, r101-caffe, r101-landmarks, r101-coco, r101-alignment
+  table3=MODEL      v1-train, v2-init, v2-train, sliding-square, sliding-ar
+  table4=MODEL      the same models with Caffe weights, with depth= and dataset=
 
 Expected on GroZi-3.2k val-new-cl (figures of the paper, not ours): V1 88.7, V2-init 86.1, V2 90.7 mAP@0.50.
 """
@@ -27,7 +42,32 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 from sm_jax.errors import ConfigError
 
+UNTRAINED = ("v2-init", "sliding-square", "sliding-ar")
 PYRAMID = (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
+DATASETS = {  # name -> the splits that a run is evaluated on
+    "grozi": ("val-new-cl",),
+    "instre-s1": ("val",),
+    "instre-s2": ("val",),
+    "dairy": ("test",),
+    "paste-v": ("test",),
+    "paste-f": ("test",),
+    "repmet": ("test",),
+}
+TEST_ONLY = tuple(name for name, splits in DATASETS.items() if splits == ("test",))
+BACKBONES = {  # row of Table 2 -> depth, weights
+    "r50-scratch": (50, "random"),
+    "r50-imagenet": (50, "resnet50-tv"),
+    "r50-caffe": (50, "resnet50-caffe-c4"),
+    "r50-caffe-gn": (50, "resnet50-caffe-gn"),
+    "r50-coco": (50, "resnet50-coco"),
+    "r101-imagenet": (101, "resnet101-tv"),
+    "r101-caffe": (101, "resnet101-caffe"),
+    "r101-landmarks": (101, "resnet101-gl18"),
+    "r101-coco": (101, "resnet101-coco"),
+    "r101-alignment": (101, "weakalign"),
+}
+MODELS = {"v1-train": "v1", "v2-init": "v2-init", "v2-train": "v2"}  # of Tables 3 and 4 -> recipe
+MODELS |= {name: name for name in ("sliding-square", "sliding-ar")}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -36,37 +76,121 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         runlocal=False,
         full=False,
-        data="shelves",
-        recipe="v1",
+        data="",
+        dataset="",
+        recipe="",
         table1=-1,
+        table2="",
+        table3="",
+        table4="",
         backbone="",
-        depth=50,
+        depth=0,
         transform="",
+        weights="",
+        single_scale=False,
         steps=0,
         size=240,
     )
     if args.steps < 0:
         raise ConfigError(f"steps={args.steps}: must not be negative")
+    _table(args)
+    recipe = args.recipe or "v1"
     config = _published()
-    _recipe(config, args.recipe, args.transform)
+    _recipe(config, recipe, args.transform)
     if args.table1 != -1:
-        if args.recipe != "v1":
-            raise ConfigError(f"table1={args.table1} sets the recipe; leave recipe={args.recipe} out")
         _table1(config, args.table1, args.transform)
+    if args.table2 == "r50-caffe-gn":
+        config.model.norm = "group_norm"
+    config.data.mining.enabled |= args.table3 == "v2-train"
     backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
     config.init.backbone = "" if backbone == "random" else backbone
-    config.model.depth = args.depth
-    config.data.source = args.data
+    config.model.depth = args.depth or 50
+    config.data.source = args.data or "shelves"
     config.data.object_size = args.size
-    if args.table1 < 0 and not args.full:
+    if not args.full:
         _two_cores(config)
+    if args.dataset:
+        _dataset(config, args)
     if args.runlocal:
         _runlocal(config)
-    if args.recipe == "v2-init":
+    if args.single_scale:
+        config.eval.scales = (1.0,)
+    if args.weights:
+        config.init.update(model=args.weights, backbone="", transform="")
+    if recipe in UNTRAINED or args.weights or args.dataset in TEST_ONLY:
         config.steps = 0
     if args.steps:
         config.steps = args.steps
     return config
+
+
+def _table(args: ConfigDict) -> None:
+    """Sets the arguments that a cell of the paper's tables implies.
+
+    Raises:
+      ConfigError: arguments that contradict the table, or each other.
+    """
+    given = [f"table{n}={args[f'table{n}']}" for n in (1, 2, 3, 4) if args[f"table{n}"] not in (-1, "")]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: give one table")
+    if args.weights and (args.backbone or args.transform or args.steps):
+        raise ConfigError(f"weights={args.weights} is a whole model; leave backbone, transform and steps out")
+    if given:
+        _cell(args, given[0])
+    if args.dataset and args.dataset not in DATASETS:
+        raise ConfigError(f"dataset={args.dataset}: there are {', '.join(DATASETS)}")
+    if args.steps and args.dataset in TEST_ONLY:
+        raise ConfigError(f"dataset={args.dataset} has no training pictures; leave steps out")
+    if args.weights and args.recipe.startswith("sliding-"):
+        raise ConfigError(f"recipe={args.recipe} is not trained; give backbone= instead of weights=")
+    args.full |= bool(args.dataset or given)
+
+
+def _cell(args: ConfigDict, table: str) -> None:
+    """`_table` for one table, `table` as it was given."""
+    number = table[len("table")]
+    sets = {"1": ("recipe", "depth"), "2": ("depth",), "3": ("recipe", "depth"), "4": ("recipe",)}[number]
+    for name in sets:
+        if args[name]:
+            raise ConfigError(f"{table} sets the {name}; leave {name}={args[name]} out")
+    weights = ""
+    if number == "2":
+        if args.table2 not in BACKBONES:
+            raise ConfigError(f"{table}: the rows are {', '.join(BACKBONES)}")
+        args.depth, weights = BACKBONES[args.table2]
+    elif number in "34":
+        model = args[f"table{number}"]
+        if model not in MODELS:
+            raise ConfigError(f"{table}: the models are {', '.join(MODELS)}")
+        args.recipe = MODELS[model]
+    if number == "3":
+        args.depth, weights = BACKBONES["r50-caffe" if args.recipe.startswith("v2") else "r101-landmarks"]
+    if number == "4":
+        if not args.dataset.startswith("instre-"):
+            raise ConfigError(f"{table}: add dataset=instre-s1 or dataset=instre-s2")
+        if args.depth not in (50, 101):
+            raise ConfigError(f"{table}: add depth=50 or depth=101")
+        weights = BACKBONES[f"r{args.depth}-caffe"][1]
+    if number in "12" and args.dataset not in ("", "grozi"):
+        raise ConfigError(f"{table} is about grozi; leave dataset={args.dataset} out")
+    if number == "3" and args.dataset.startswith(("instre-", "repmet")):
+        raise ConfigError(f"{table} is about grozi, dairy, paste-v and paste-f, not {args.dataset}")
+    if number == "3" and args.dataset not in ("", "grozi"):
+        if args.recipe not in UNTRAINED and not args.weights:
+            raise ConfigError(
+                f"{table} is trained on grozi: evaluate that run with --workdir=RUN "
+                f"--data=built/{args.dataset} --split=test, or give weights="
+            )
+    if not args.weights:
+        args.backbone = args.backbone or weights
+        args.transform = args.transform or ("weakalign" if _starts_aligned(args) else "")
+    if not args.data:
+        args.dataset = args.dataset or "grozi"
+
+
+def _starts_aligned(args: ConfigDict) -> bool:
+    """Whether the model of a table has the affine of weakalign from the start."""
+    return args.recipe.startswith("v2") or 6 <= args.table1 <= 11
 
 
 def _published() -> ConfigDict:
@@ -85,6 +209,7 @@ def _published() -> ConfigDict:
                 "norm": "frozen_bn",
                 "simplified": True,
                 "inverse": False,
+                "window": "",
                 "query_size": 240,
                 "freeze_bn_transform": False,
                 "frozen_blocks": 0,
@@ -123,7 +248,15 @@ def _published() -> ConfigDict:
                 "flips": False,
                 "color": False,
                 "query_crops": False,
-                "mining": False,
+                "mining": {
+                    "enabled": False,
+                    "every": 5000,
+                    "patches": 10,
+                    "scales": 2,
+                    "random_classes": 200,
+                    "nms_iou": 0.5,
+                },
+                "mine_extra_class_images": False,
                 "scale": 0.0,  # of stored pixels; 0: measured on the training split
                 "workers": 2,
                 "cache_dir": "",
@@ -164,10 +297,10 @@ def _published() -> ConfigDict:
                 "mode": "max",
             },
             "eval": {
-                "protocol": "default",  # "requests": objects of the images are the requests
+                "protocol": "default",  # "requests": objects of the images are the requests; "episodes"
                 "splits": ("val",),
                 "scales": PYRAMID,
-                "views": "",
+                "views": "",  # "data": those that a published data set is searched with
                 "nms_iou": 0.3,
                 "nms": "exact",
                 "nms_across_classes": False,
@@ -195,14 +328,30 @@ def _published() -> ConfigDict:
 
 
 def _recipe(config: ConfigDict, name: str, transform: str) -> None:
-    """The three models of the paper: V1-train, V2-init and V2-train."""
-    if name not in ("v1", "v2", "v2-init"):
-        raise ConfigError(f"recipe={name}: there are v1, v2 and v2-init")
-    if name == "v1":
+    """The three models of the paper, V1-train, V2-init and V2-train, and its sliding windows."""
+    if name not in ("v1", "v2", *UNTRAINED):
+        raise ConfigError(f"recipe={name}: there are v1, v2, {', '.join(UNTRAINED)}")
+    if name.startswith("sliding-"):
+        config.model.window = {"sliding-square": "square", "sliding-ar": "target"}[name]
+    if name == "v1" or config.model.window:
         return
     config.model.update(simplified=False, inverse=True, freeze_bn_transform=True)
     config.objective.loc_weight = 0.0
     config.init.transform = transform
+
+
+def _dataset(config: ConfigDict, args: ConfigDict) -> None:
+    """What a published data set is evaluated on, and how; scale and class views come with what was built."""
+    config.data.source = args.data or f"built/{args.dataset}"
+    config.eval.splits = DATASETS[args.dataset]
+    config.eval.views = "data"
+    config.checkpoint.best_metric = f"{config.eval.splits[0]}/mAP@0.50"
+    if args.dataset.startswith("instre-"):
+        config.data.mine_extra_class_images = True
+        config.eval_every = config.checkpoint.every = 5000
+    if args.dataset == "repmet":
+        config.eval.protocol = "episodes"
+        config.checkpoint.best_metric = "test/AP_joint@0.50"
 
 
 def _table1(config: ConfigDict, run: int, transform: str) -> None:
@@ -213,7 +362,7 @@ def _table1(config: ConfigDict, run: int, transform: str) -> None:
         _recipe(config, "v2", transform)
     if run in (4, 5):
         config.model.update(simplified=False, inverse=run == 4)
-    config.data.mining = run in (3, 5, 8)  # training refuses it: hard-patch mining is not built yet
+    config.data.mining.enabled = run in (3, 5, 8)
     if run == 6:
         config.objective.loc_weight = 0.2
     if run in (0, 9, 10):

@@ -35,10 +35,9 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 from sm_jax.errors import ConfigError
+from sm_jax.settings import nearest
 
 WEIGHT_DECAY = {"A": 5e-3, "AG": 5e-3, "AG+": 1e-2}
-WEIGHTS = {"vgg16": "vgg16-tv", "resnet50": "resnet50-caffe-c4", "resnet101": "resnet101-tv"}
-GOOGLENET = "googlenet-bvlc"
 FULL = {"backbone": "vgg16", "proposals": 500, "roi": 7, "embed": 2048, "epochs": 200}
 TWO_CORES = {"backbone": "resnet50", "proposals": 300, "roi": 3, "embed": 512, "epochs": 10}
 
@@ -77,7 +76,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = _published()
     config.data.update(
         source=args.data,
-        trained_on=args.data,
         lists=args.lists,
         leave_out=args.leave_out,
         proposals=args.proposals,
@@ -91,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         agplus_schedule=args.schedule,
     )
     config.init.model = args.start
-    config.init.backbone = "" if args.start else args.weights or WEIGHTS.get(args.backbone, GOOGLENET)
+    config.init.backbone = "" if args.start else args.weights or _usual_weights(args.backbone)
     config.optim.update(lr=1e-4 if args.full else 1e-3, weight_decay=WEIGHT_DECAY[args.variant])
     config.eval.update(method=args.method, features=args.features, centred=args.features != "embedding")
     if args.runlocal:
@@ -101,6 +99,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.steps:
         config.steps = args.steps
     return config
+
+
+def _usual_weights(backbone: str) -> str:
+    """The registered weights of a backbone."""
+    from sm_jax.systems.scnet.model import BACKBONES  # brings jax
+
+    if backbone not in BACKBONES:
+        raise ConfigError(f"backbone={backbone}: unknown{nearest(backbone, BACKBONES)}")
+    return BACKBONES[backbone].weights
 
 
 def _published() -> ConfigDict:
@@ -133,13 +140,13 @@ def _published() -> ConfigDict:
             "init": {"model": "", "backbone": ""},
             "data": {
                 "source": "figures",
-                "trained_on": "figures",  # what an evaluation must not overlap
                 "lists": "",
                 "convention": "edges",
                 "leave_out": "",
                 "proposals": 500,
                 "proposal_method": "prim",
                 "proposal_seed": 0,
+                "proposal_folder": "",  # of "precomputed": folder of the .npy files; beside the pictures
                 "flips": True,
                 "workers": 0,
                 "cache_dir": "",
@@ -191,6 +198,9 @@ def _runlocal(config: ConfigDict) -> None:
 
 def _by_data(config: ConfigDict, *, epochs: int) -> None:
     """The schedule counted in epochs, and what is evaluated while training: the validation pairs.
+
+    An epoch is taken to be all listed pairs. Pairs that teach nothing are known with the regions of their
+    pictures only; where there are some, the first lines of a run say how long its epochs are.
 
     The best epoch is chosen by them (area under the PCR curve); without any, as when a category is left out,
     nothing is evaluated before the end and the last epoch is taken.

@@ -46,11 +46,19 @@ class Detector:
     threshold = THRESHOLD
 
     def __init__(
-        self, model_parts, variables, *, query_size: int = 240, notes: Sequence[str] = (), **options
+        self,
+        model_parts,
+        variables,
+        *,
+        query_size: int = 240,
+        window: str = "",
+        notes: Sequence[str] = (),
+        **options,
     ):
-        """Wrap `parts(config)` and variables; `query_size`: of the config; `options`: of `Predictor`."""
+        """Wrap `parts(config)` and variables; `query_size`, `window`: its own; `options`: of `Predictor`."""
         self.notes = list(notes)
         self._variables, self._query_size = variables, query_size
+        self._own_templates = window == "target"
         self._predictor = Predictor(model_parts, **options)
         self._fingerprint = ""
 
@@ -60,10 +68,11 @@ class Detector:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights that encode queries; banks made with other weights are refused."""
+        """Of the weights that encode queries; banks made with others, or for other templates, are refused."""
         if not self._fingerprint:
             part = {kind: tree.get("backbone", {}) for kind, tree in self._variables.items()}
-            self._fingerprint = fingerprint(part)
+            own = {"window": np.frombuffer(b"target", np.uint8)} if self._own_templates else {}
+            self._fingerprint = fingerprint(part | own)
         return self._fingerprint
 
     def encode(
@@ -211,7 +220,8 @@ def load(
         others). For the rest, and for trained scnet, a file is one of `sm-jax weights export`.
       transform: os2d: weights of the transformation network, if they come from another file.
       model: overrides of `ModelConfig` fields, such as `{"head_dtype": "float16"}`; what the weights tell
-        (os2d: depth, norm and version; the others: everything) is read from them.
+        (os2d: depth, norm and version; the others: everything) is read from them. With weights of a backbone
+        `{"window": "target"}` is the sliding window of the query's own shape (`systems.os2d.sliding`).
       **options: os2d: of `Predictor`, `step`, `chunk`, `top_k`; crossmodal: of `PhraseDetector`,
         `batch` and `proposals`; ssm: of `RequestDetector`, `batch`; scnet: of
         `correspondence.load`, `features`, `method`, `proposals` and others.
@@ -234,11 +244,11 @@ def load(
         detector = {"crossmodal": phrase_detector, "ssm": request_detector}[name]
         return detector.load(weights, dict(model or {}), **options)
     config, variables, notes = pretrained.restore(weights, transform, dict(model or {}))
-    untrained = not np.any(variables["params"]["transform"]["linear"]["kernel"])
+    network = variables["params"].get("transform")  # a sliding window has none
+    untrained = network is None or not np.any(network["linear"]["kernel"])
+    shape = {"query_size": config.query_size, "window": config.window}
     notes = _notes(notes, weights, transform, untrained)
-    return Detector(
-        parts(config, window=untrained), variables, query_size=config.query_size, notes=notes, **options
-    )
+    return Detector(parts(config, window=untrained), variables, **shape, notes=notes, **options)
 
 
 def _checked_scales(scales, size, name, query_sizes) -> tuple[float, ...]:

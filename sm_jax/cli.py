@@ -1,4 +1,4 @@
-"""The command `sm-jax`: detect | match | data check, preview | weights ..."""
+"""The command `sm-jax`: detect | match | data check, preview, build | weights ..."""
 
 import argparse
 import re
@@ -229,7 +229,8 @@ def _add_data(commands) -> None:
     )
     action.add_argument(
         "path",
-        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, or a JSON with phrases",
+        help="COCO JSON, Pascal VOC folder, OS2D CSV, ILSVRC-DET, a folder per class, a JSON with phrases, "
+        "or key-point pairs: CSV, JSON, PF-PASCAL, PF-WILLOW",
     )
     action.add_argument("--json", action="store_true", help="print the report as one JSON document")
     action.set_defaults(run=_data_check)
@@ -245,20 +246,53 @@ def _add_data(commands) -> None:
     action.add_argument("--split", default="train", help="default: train")
     action.add_argument("-n", type=int, default=6, help="number of scenes (default: 6)")
     action.set_defaults(run=_data_preview)
+    action = actions.add_parser(
+        "build",
+        help="a published data set of OS2D, as the folder that data.source takes",
+        description="Build a published data set from the files that its authors offer: grozi, dairy, "
+        "paste-v, paste-f, instre-s1, instre-s2, repmet. Nothing is downloaded; docs/reproduce.md says what "
+        "to get from where.",
+    )
+    action.add_argument("name", metavar="NAME", help="the data set")
+    action.add_argument(
+        "--manual-dir",
+        default="data",
+        metavar="DIR",
+        help="the published files (default: data)",
+    )
+    action.add_argument(
+        "--out", default="built", metavar="DIR", help="where to: DIR/NAME is made (default: built)"
+    )
+    action.add_argument(
+        "--splits", nargs="+", default=[], metavar="SPLIT", help="only these (repmet: test, train, val-N)"
+    )
+    action.set_defaults(run=_data_build)
 
 
 def _data_check(arguments) -> int:
     import json
 
-    from sm_jax.data import check, phrase_check
+    from sm_jax.data import check, pair_check, phrase_check
     from sm_jax.data.sources import phrase_json
 
-    checker = phrase_check if phrase_json.recognised(arguments.path) else check
+    checker = check
+    if phrase_json.recognised(arguments.path):
+        checker = phrase_check
+    elif pair_check.recognised(arguments.path):
+        checker = pair_check
     if not arguments.json:
         return checker.run(arguments.path)
     report = checker.check(arguments.path)
     print(json.dumps(report.to_dict(), indent=2))
     return report.exit_code
+
+
+def _data_build(arguments) -> int:
+    from sm_jax.data.builders import published
+
+    built = published.build(arguments.name, arguments.manual_dir, arguments.out, splits=arguments.splits)
+    print(f"built: {built}")
+    return 0
 
 
 def _data_preview(arguments) -> int:

@@ -235,7 +235,7 @@ def load(
       features: what regions are compared by without training, one of `FEATURES`; default "resnet50", whose
         weights are packaged, as are GoogLeNet's; "hog" needs none.
       method: default "lom" without training, and a trained model's own ("a", "ag", "ag+").
-      pool: of untrained features of a backbone, see `predict.Predictor`.
+      pool: of untrained features of a backbone, "flat" or "mean" (see `descriptors.flatten`).
       **options: of `Matcher`: `proposals`, `proposal_method`, `seed`.
 
     Raises:
@@ -245,7 +245,10 @@ def load(
     overrides = dict(overrides or {})
     if features is not None and features not in FEATURES:
         raise ConfigError(f"features: unknown {features!r}{nearest(features, FEATURES)}")
+    if pool not in predict.POOLS:
+        raise ConfigError(f"pool: {pool!r} is none of {', '.join(predict.POOLS)}")
     if weights is not None and _is_model(weights):
+        _check_flat(pool, f"the trained model {weights}")
         if features is not None:
             raise ConfigError(
                 f"features={features!r}: {weights} is a trained model, which has its own features"
@@ -258,6 +261,7 @@ def load(
     if features == "hog":
         if weights is not None:
             raise ConfigError(f"features='hog': takes no weights, but {weights} are given")
+        _check_flat(pool, "features='hog'")
         predictor, notes = (
             predict.Predictor(scnet.ModelConfig.create(overrides), features="hog"),
             ["features: hog"],
@@ -271,6 +275,12 @@ def load(
         predictor = predict.Predictor(config, variables, features="roi", pool=pool)
         notes = [f"features: {features}, not trained for matching; {line}" for line in notes]
     return Matcher(predictor, method=method or DEFAULT_METHOD, notes=notes, **options)
+
+
+def _check_flat(pool: str, of: str) -> None:
+    """Refuse a pooling where none is chosen."""
+    if pool != "flat":
+        raise ConfigError(f"pool={pool!r}: is for untrained features of a backbone, not for {of}")
 
 
 def _is_model(weights: str | os.PathLike) -> bool:

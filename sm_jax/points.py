@@ -6,7 +6,8 @@
 * one-based: MATLAB's pixels, the centre of the first pixel on 1 (SCNet, Proposal Flow and their data).
 * local: OS2D's frame around one feature cell, -1 and +1 on the two sides of the template box.
 
-Every function is elementwise: x with x (and width), y with y (and height); NumPy and jax alike.
+Every function but `present` and `pixel_of` is elementwise: x with x (and width), y with y (and height);
+NumPy and jax alike.
 """
 
 import numpy as np
@@ -42,6 +43,19 @@ def present(keypoints):
     return np.all(np.isfinite(keypoints) & (pixels_to_one_based(keypoints) > 0), axis=-1)
 
 
+def pixel_of(keypoints, size):
+    """Row and column of the pixel that each key-point lies in: NumPy "k 2" pixels -> two int "k".
+
+    On the border of two pixels it is the later one; outside the picture of (height, width) `size` the nearest
+    one; not finite, any.
+    """
+    keypoints = np.asarray(keypoints, np.float64).reshape(-1, 2)
+    known = np.isfinite(keypoints).all(axis=1, keepdims=True)
+    last = size[1] - 1, size[0] - 1
+    column, row = np.clip(np.floor(np.where(known, keypoints, 0)), 0, last).astype(int).T
+    return row, column
+
+
 def unit_to_index(unit, length):
     """Corner-aligned unit coordinate to index of an axis of `length` cells (length 1: always 0)."""
     return (unit + 1) * ((length - 1) * 0.5)
@@ -69,6 +83,20 @@ def local_to_pixels(local, cell, *, template=15, stride=16):
     `local_to_index`.
     """
     return local * (template * stride * 0.5) + index_to_pixels(cell, stride=stride)
+
+
+def pixels_to_local(pixels, cell, *, template=15, stride=16):
+    """Image pixels to the local coordinate around `cell`; the inverse of `local_to_pixels`."""
+    return (pixels - index_to_pixels(cell, stride=stride)) / (template * stride * 0.5)
+
+
+def window_to_pixels(cell, length, *, stride=16):
+    """Image pixel at which a window of `length` whole cells (an integer) around `cell` begins.
+
+    The window's cell `length // 2` lies on `cell`: an odd window is centred on the cell's centre, an even one
+    on the pixel where the cell begins.
+    """
+    return (cell - length // 2) * stride
 
 
 def template_axis(template=15):

@@ -22,7 +22,7 @@ class Request:
     Attributes:
       label: the name that detections carry; requests of one label compete with each other (one suppression).
       template: (v, t, t, d) float32, one per view; of a phrase its embedding (d,); for ssm the map of the
-        picture (1, t, t, d), or its mean (1, 1, 1, d).
+        picture (1, t, t, d), or its mean (1, 1, 1, d); of a sliding window of its own shape (v, k, d).
       views: which copies of the picture were encoded: "", "rotation90", "horflip" or "horflip_rotation90".
       size: (height, width) of the picture in pixels; of a phrase (0, 0).
       threshold: detections of this request need a higher score; None: the caller's threshold.

@@ -101,10 +101,12 @@ def rpn_targets(
     key: Array,
     *,
     where: Array | None = None,
+    difficult: Array | None = None,
     positive_iou: float = 0.6,
     negative_iou: float = 0.1,
     force: Literal["per_gt", "per_image", "none"] = "per_gt",
     max_positives: int = 32,
+    fill: bool = False,
 ) -> RpnTargets:
     """Match the boxes of one image with anchors and sample as many negatives as positives.
 
@@ -113,11 +115,14 @@ def rpn_targets(
       anchors: f32 "n 4".
       key: random key of the sample.
       where: bool "g", the real boxes.
+      difficult: bool "g", boxes whose anchors are ignored (see `assignment.match`); none is forced.
       positive_iou: an anchor that overlaps a box by more than this is positive.
       negative_iou: one that overlaps every box by less than this is negative; the others are ignored.
       force: every box also takes its best anchor ("per_gt"), only in an image without a positive
         ("per_image"), or never; see `assignment.force_best`.
       max_positives: slots for positives; there are as many for negatives.
+      fill: negatives take all slots that positives leave, also without any positive (the sampling of Faster
+        R-CNN).
 
     Returns:
       `RpnTargets` with s = 2 * max_positives.
@@ -129,10 +134,20 @@ def rpn_targets(
     above = float(
         np.nextafter(np.float32(positive_iou), np.float32(np.inf))
     )  # `match` includes its threshold
-    index = assignment.match(iou, positive_iou=above, negative_iou=negative_iou, where=where)
+    index = assignment.match(
+        iou, positive_iou=above, negative_iou=negative_iou, difficult=difficult, where=where
+    )
     if force != "none":
-        index = assignment.force_best(iou, index, where=where, per="gt" if force == "per_gt" else "image")
-    chosen, labels, valid = assignment.sample_balanced(index, key, max_positives=max_positives)
+        wanted = where
+        if difficult is not None:
+            wanted = ~difficult if where is None else where & ~difficult
+        index = assignment.force_best(iou, index, where=wanted, per="gt" if force == "per_gt" else "image")
+    if fill:
+        chosen, labels, valid = assignment.sample_fraction(
+            index, key, num=2 * max_positives, positive_fraction=0.5
+        )
+    else:
+        chosen, labels, valid = assignment.sample_balanced(index, key, max_positives=max_positives)
     matched = jnp.where(labels == 1, index[chosen], -1)
     codes = box_lib.encode(
         assignment.matched_boxes(boxes, matched, where=where), anchors[chosen], weights=WEIGHTS
@@ -141,7 +156,13 @@ def rpn_targets(
 
 
 def rpn_loss(
-    logits: Array, codes: Array, targets: RpnTargets, *, weight: float = 1.0, beta: float = 1.0
+    logits: Array,
+    codes: Array,
+    targets: RpnTargets,
+    *,
+    weight: float = 1.0,
+    beta: float = 1.0,
+    per: Literal["positive", "sample"] = "positive",
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of the sampled anchors of a batch.
 
@@ -151,18 +172,20 @@ def rpn_loss(
       targets: `RpnTargets` with a leading batch axis.
       weight: weight of the box part.
       beta: where smooth l1 turns linear.
+      per: what the box part is divided by: the number of positives, or of all samples (Faster R-CNN).
 
     Returns:
       Scalar loss, and its parts: "cls_loss", binary cross entropy averaged over all samples of the batch, and
-      "box_loss", smooth l1 summed over the four codes and divided by the number of positives of the batch
-      (before `weight`). Both are 0 where there is no such sample.
+      "box_loss", smooth l1 of the positives summed over the four codes and divided as `per` says (before
+      `weight`). Both are 0 where there is no such sample.
     """
     positive = targets.valid & (targets.labels == 1)
     cls_loss = classification.sigmoid_bce(logits, targets.labels, where=targets.valid)
     total = regression.smooth_l1(
         codes.astype(jnp.float32), targets.codes, beta=beta, where=positive[..., None], reduce_fn=jnp.sum
     )
-    box_loss = total / jnp.maximum(jnp.sum(positive), 1)
+    counted = positive if per == "positive" else targets.valid
+    box_loss = total / jnp.maximum(jnp.sum(counted), 1)
     return cls_loss + weight * box_loss, {"cls_loss": cls_loss, "box_loss": box_loss}
 
 

@@ -199,6 +199,12 @@ def test_load_of_the_packaged_weights():
     [
         ({"features": "resnet"}, ConfigError, "features: unknown 'resnet'; did you mean 'resnet50'"),
         ({"features": "hog", "weights": "resnet50-caffe-c4"}, ConfigError, "'hog': takes no weights"),
+        ({"features": "hog", "pool": "x"}, ConfigError, "pool: 'x' is none of flat, mean"),
+        (
+            {"features": "hog", "pool": "mean"},
+            ConfigError,
+            "untrained features of a backbone, not for features=",
+        ),
         ({"features": "vgg16", "weights": "resnet50-caffe-c4"}, WeightsError, "does not fit the backbone"),
         ({"weights": "mobilenetv2-tv"}, WeightsError, "scnet takes VGG16, ResNet or GoogLeNet"),
         ({"weights": "crossmodal-shapes"}, WeightsError, "is for the system crossmodal, not for scnet"),
@@ -243,6 +249,8 @@ def test_a_trained_model_has_its_own_features_and_method(exported):
 def test_trained_models_refuse_what_they_cannot_do(exported):
     with pytest.raises(ConfigError, match="is a trained model, which has its own features"):
         sm_jax.load("scnet", weights=exported["AG"], features="hog")
+    with pytest.raises(ConfigError, match="pool='mean': is for untrained features .* the trained model"):
+        sm_jax.load("scnet", weights=exported["AG"], pool="mean")
     with pytest.raises(ConfigError, match="'ag\\+' needs weights of an AG"):
         sm_jax.load("scnet", weights=exported["AG"], method="ag+")
     with pytest.raises(WeightsError, match="is for the system scnet, not for os2d"):

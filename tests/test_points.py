@@ -45,8 +45,25 @@ def test_local_pixels_of_the_identity_are_the_anchor():
     np.testing.assert_array_equal(sides, anchor)
 
 
+@relaxed
+@given(number, st.integers(0, 300))
+def test_local_and_pixels_invert_each_other(x, cell):
+    np.testing.assert_allclose(points.local_to_pixels(points.pixels_to_local(x, cell), cell), x, atol=1e-6)
+
+
+def test_an_odd_window_is_centred_on_its_cell_and_an_even_one_on_where_the_cell_begins():
+    assert points.window_to_pixels(4, 3) == 3 * 16 and points.window_to_pixels(4, 3) + 3 * 16 == 6 * 16
+    assert points.window_to_pixels(4, 2) == 3 * 16 and points.window_to_pixels(4, 2) + 2 * 16 == 5 * 16
+
+
 def test_one_based_pixels_and_absent_points():
     np.testing.assert_array_equal(points.one_based_to_pixels(np.array([1.0, 7])), [0.5, 6.5])
     assert points.pixels_to_one_based(points.one_based_to_pixels(3.25)) == 3.25
     keypoints = [[0, 0], [-0.4, 3], [-0.5, 3], [-1, -1], [3, np.nan], [np.inf, 1]]
     assert points.present(keypoints).tolist() == [True, True, False, False, False, False]
+
+
+def test_pixel_of():
+    keypoints = [(0, 0), (1.9, 1), (4, 3), (-0.3, 2.5), (1e300, -1e300), (np.nan, 2)]
+    row, column = points.pixel_of(keypoints, (3, 4))
+    assert row.tolist() == [0, 1, 2, 2, 0, 0] and column.tolist() == [0, 1, 3, 0, 3, 0]

@@ -161,6 +161,33 @@ def test_more_positives_than_slots_and_a_random_choice_of_them():
     assert seen == set(range(16))
 
 
+def test_negatives_may_fill_the_slots():
+    boxes, where = scene(6, count=3)
+    fill = jax.jit(functools.partial(rpn.rpn_targets, fill=True, max_positives=16))
+    target = fill(boxes, ANCHORS, jax.random.key(0), where=where)
+    positives = int(target.labels.sum())
+    assert 0 < positives < 16 and target.valid.all() and len(set(target.anchors.tolist())) == 32
+    assert (box_lib.iou(boxes[where], ANCHORS[target.anchors[positives:]]) < 0.1).all()
+    assert (np.asarray(target.matched[:positives]) >= 0).all()
+    batch = jax.tree.map(lambda leaf: leaf[None], target)
+    losses = [
+        rpn.rpn_loss(jnp.zeros((1, 32)), jnp.ones((1, 32, 4)), batch, per=per)[1]["box_loss"]
+        for per in ("positive", "sample")
+    ]
+    np.testing.assert_allclose(losses[0] * positives, losses[1] * 32, rtol=1e-5)
+    empty = fill(boxes, ANCHORS, jax.random.key(0), where=where & False)
+    assert empty.valid.all() and not empty.labels.any()
+
+
+def test_difficult_boxes_are_neither_positive_nor_negative():
+    boxes, difficult = np.float32([[16, 16, 80, 80], [310, 330, 374, 382]]), np.array([True, False])
+    match = jax.jit(functools.partial(rpn.rpn_targets, fill=True, max_positives=300))
+    target = match(boxes, ANCHORS, jax.random.key(0), difficult=difficult)
+    assert target.labels.sum() == 1 and target.matched[0] == 1
+    chosen = ANCHORS[np.asarray(target.anchors)[np.asarray(target.valid)]]
+    assert box_lib.iou(boxes[:1], chosen).max() < 0.1
+
+
 def test_without_boxes_everything_is_invalid_and_costs_nothing():
     none = np.zeros((0, 4), np.float32)
     target = targets_of(none, jax.random.key(0), None, max_positives=4)

@@ -20,10 +20,12 @@ __all__ = [
     "Measured",
     "PhraseSource",
     "Source",
+    "class_views",
     "image_scale",
     "make_encoder",
     "make_pairs",
     "make_phrase_source",
+    "make_retrieval_builder",
     "make_source",
     "make_train_iterator",
     "make_training_pairs",
@@ -34,6 +36,8 @@ __all__ = [
 
 GENERATED = ("figures", "shapes", "shelves")
 """Values of `data.source` that are no path."""
+PUBLISHED_SIZE = 240
+"""Pixels that the published scales bring the objects of a data set to (OS2D spec sec. 13)."""
 
 _log = logging.getLogger("sm_jax.data")
 
@@ -67,7 +71,8 @@ def image_scale(data: Any, train: Source | None = None) -> float:
     """Factor from stored pixels to the pixels the model works on, for every split of a data set.
 
     `data.scale` if it is positive; if it is 0, measured on the training split (`train`, if it is open
-    already), so that its median object gets `data.object_size` pixels (square root of the area).
+    already), so that its median object gets `data.object_size` pixels (square root of the area). A published
+    data set (`data.builders.published`) has its own scale for objects of 240 pixels; it is not measured.
 
     Raises:
       ConfigError, DataError.
@@ -79,7 +84,27 @@ def image_scale(data: Any, train: Source | None = None) -> float:
         raise ConfigError(f"data.object_size: must be positive, not {object_size:g}")
     if scale:
         return scale
+    if found := _facts(data):
+        return found.eval_scale / found.nominal * object_size / PUBLISHED_SIZE
     return measure(make_source(data, "train") if train is None else train, object_size=object_size).scale
+
+
+def class_views(data: Any, views: str) -> str:
+    """`eval.views` with "data" replaced by what a published data set is searched with ("" for any other)."""
+    if views != "data":
+        return views
+    found = _facts(data)
+    return found.views if found else ""
+
+
+def _facts(data: Any) -> Any:
+    """`builders.facts.Facts` of `data.source`, if it is a published data set that was built."""
+    from sm_jax.data import builders
+    from sm_jax.data.builders import facts
+
+    path = data.get("source", "")
+    built = None if path in ("", *GENERATED) else builders.find(path)
+    return None if built is None else facts.read(built)
 
 
 def make_phrase_source(data: Any, split: str) -> PhraseSource:
@@ -153,9 +178,12 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
     makers = {
         "os2d": _os2d_builder,
+        "coae": _os2d_builder,
         "crossmodal": _crossmodal_builder,
+        "detector": _detector_builder,
         "ssm": _ssm_builder,
         "scnet": _scnet_builder,
+        "retrieval": make_retrieval_builder,
     }
     if config.system not in makers:
         raise ConfigError(f"system={config.system!r}: there are no training batches for it")
@@ -169,18 +197,19 @@ def make_train_iterator(config: Any, *, trunk: Any = None) -> Any:
 
 
 def _os2d_builder(config: Any, **process: Any) -> Any:
-    from sm_jax.data import os2d
+    from sm_jax.data import coae, os2d, patches
 
     data = config.data
-    if data.get("mining", False):
-        raise ConfigError("data.mining: hard-patch mining is not available; set it to False")
+    builder = coae.BatchBuilder if config.system == "coae" else os2d.BatchBuilder
+    mining = patches.options(data)
+    extra = bool(data.get("mine_extra_class_images", False))
     source = make_source(data, "train")
     side = config.model.get("query_size", 240)
     options = os2d.BatchOptions(
         scale=image_scale(data, source),
-        canvas=query_canvas(source, side=side),
+        canvas=query_canvas(source, side=side, boxes=extra),
         batch_size=config.batch_size,
-        class_batch_size=data.class_batch_size,
+        class_batch_size=data.get("class_batch_size", config.batch_size),
         crop=tuple(data.crop),
         query_side=side,
         max_boxes=data.max_boxes,
@@ -191,8 +220,34 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         flips=data.flips,
         color=data.color,
         query_crops=data.query_crops,
+        extra_query_pictures=extra,
+        hard_patches=mining.enabled,
     )
-    return os2d.BatchBuilder(source, options, **process)
+    return builder(source, options, **process)
+
+
+def _detector_builder(config: Any, **process: Any) -> Any:
+    from sm_jax.data import detector
+
+    data, classes = config.data, config.model.get("classes", 0)
+    source = make_source(data, "train")
+    if classes and classes != source.num_classes:
+        raise ConfigError(
+            f"model.classes: is {classes}, but the training data has {source.num_classes} classes; set it to "
+            "that, or to 0 for a detector of any object"
+        )
+    options = detector.BatchOptions(
+        scale=image_scale(data, source),
+        batch_size=config.batch_size,
+        crop=tuple(data.crop),
+        max_boxes=data.max_boxes,
+        scale_jitter=data.scale_jitter,
+        aspect_jitter=data.aspect_jitter,
+        min_coverage=data.min_coverage,
+        flips=data.flips,
+        color=data.color,
+    )
+    return detector.BatchBuilder(source, options, **process)
 
 
 def _crossmodal_builder(config: Any, **process: Any) -> Any:
@@ -297,7 +352,36 @@ def _scnet_builder(config: Any, **process: Any) -> Any:
     from sm_jax.data import scnet
 
     options = scnet.BatchOptions(config.batch_size, config.data.proposals)
-    return scnet.BatchBuilder(make_training_pairs(config), options, **process)
+    source = make_training_pairs(config)
+    note = source.epoch_note(config)
+    if note and "trunk" not in process:  # `training.trunk` makes one without it first
+        _log.warning("%s: %s", config.data.source, note)
+    return scnet.BatchBuilder(source, options, **process)
+
+
+def make_retrieval_builder(config: Any, **options: Any) -> Any:
+    """`retrieval.BatchBuilder` of the split "train"; `options` are its.
+
+    Raises:
+      ConfigError, DataError.
+    """
+    from sm_jax.data import retrieval
+
+    data = config.data
+    batches = retrieval.BatchOptions(
+        side=config.model.image_size,
+        batch_size=config.batch_size,
+        negatives=data.negatives,
+        queries=data.queries,
+        pool=data.pool,
+        random_crops=data.random_crops,
+        positive_iou=data.positive_iou,
+        negative_iou=data.negative_iou,
+        min_side=data.min_side,
+        accumulate=int(config.get("optim", {}).get("accumulate", 1)),
+    )
+    source = make_source(data, data.get("train_split", "train"))
+    return retrieval.BatchBuilder(source, batches, **({"seed": config.seed} | options))
 
 
 def _shelf_split(split: str, classes: str) -> str:

@@ -35,6 +35,25 @@ class Finding:
     problem: bool = True
 
 
+class Verdict:
+    """What every report has besides its `findings`."""
+
+    findings: list[Finding]
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.problem]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing has to be mended, else 1."""
+        return 1 if self.problems else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"exit_code": self.exit_code}
+
+
 @dataclass
 class ClassSummary:
     """Boxes of one class; sizes are square roots of areas in pixels, aspect is width / height (medians)."""
@@ -48,7 +67,7 @@ class ClassSummary:
 
 
 @dataclass
-class Report:
+class Report(Verdict):
     """Everything `check` found.
 
     Attributes:
@@ -66,19 +85,6 @@ class Report:
     scale: float
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def problems(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.problem]
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing has to be mended, else 1."""
-        return 1 if self.problems else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"exit_code": self.exit_code}
 
 
 def run(path: str | Path, *, console: Console | None = None) -> int:

@@ -121,6 +121,12 @@ def image_size(
         return (width, height) if turned else (height, width)
 
 
+def turned(path_or_bytes: PathOrBytes, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether the EXIF orientation says that the stored pixels are not upright; errors as `read_image`."""
+    with _opened(path_or_bytes, max_pixels, None) as (image, _):
+        return _may_have_exif(image) and _orientation(image) > 1
+
+
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
     """uint8 RGB `(h, w, 3)` from a path, encoded bytes, a Pillow image or an array.
 

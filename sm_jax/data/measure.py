@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sm_jax.data import instances
 from sm_jax.data.images import fit_to_area
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import DataError, ImageError
@@ -49,9 +50,16 @@ def measure(source: Source, *, object_size: float = 240.0, max_images: int = 256
 
 
 def query_canvas(
-    source: Source, *, side: int = 240, max_side: int = MAX_QUERY_SIDE, max_classes: int = 2048
+    source: Source,
+    *,
+    side: int = 240,
+    max_side: int = MAX_QUERY_SIDE,
+    max_classes: int = 2048,
+    boxes: bool = False,
 ) -> tuple[int, int]:
     """(height, width) that holds every class picture at area `side`**2, in steps of `CANVAS_STEP`.
+
+    With `boxes` every box that is not difficult serves as a class picture too.
 
     One canvas for the whole run means one compiled program. Neither side exceeds `max_side`: class pictures
     of more extreme aspect are shrunk in proportion (`transforms.fit_query`). At most `max_classes` evenly
@@ -63,6 +71,10 @@ def query_canvas(
             extent = np.maximum(extent, fit_to_area(_query_size(source, label), side))
         except ImageError:
             continue
+    if boxes:
+        found = instances.find(source, min_side=1)
+        for width, height in found.boxes[~found.difficult, 2:] - found.boxes[~found.difficult, :2]:
+            extent = np.maximum(extent, fit_to_area((height, width), side))
     steps = [math.ceil(min(value, max_side) / CANVAS_STEP) * CANVAS_STEP for value in extent.tolist()]
     return steps[0], steps[1]
 

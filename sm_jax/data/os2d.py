@@ -1,24 +1,28 @@
 """Training batches of OS2D: which images and classes belong to batch k, and the arrays they become.
 
-`BatchBuilder[k]` is a pure function of (source, options, seed, k): any process, worker or resumed run builds
-the same batch. Pictures stay uint8 here and are normalised by `finish`: little travels between processes.
+`BatchBuilder[k]` is a pure function of (source, options, seed, memory, k), the memory being the hard patches
+mined last, if any: any process, worker or resumed run builds the same batch. Pictures stay uint8 here and are
+normalised by `finish`: little travels between processes.
 Source: OS2D (ECCV 2020), sec. 5 and the published code's batch construction.
 """
 
+import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sm_jax import boxes as box_ops
-from sm_jax.data import images, order, transforms
+from sm_jax.data import images, instances, order, transforms
 from sm_jax.data.order import MAX_REPLACEMENTS, SKIPPED
+from sm_jax.data.patches import PATCH_STREAM, HardPatches, Patch
 from sm_jax.data.sources.base import Source
 from sm_jax.errors import ConfigError, DataError, ImageError
 
 # What a random stream is for; each is seeded by (seed, purpose, batch, row), so that a row does not depend on
-# the others or on how many processes share the work; purpose 0 is the order of an epoch.
+# the others or on how many processes share the work; purpose 0 is the order of an epoch, `patches` has two.
 _BATCH, _IMAGE, _QUERY = range(1, 4)
 
 
@@ -30,6 +34,9 @@ class BatchOptions:
       scale: crop pixels per image pixel that brings objects to their nominal size.
       canvas: of the class pictures.
       query_side: square root of a class picture's area.
+      extra_query_pictures: take a class picture, uniformly, from the given one and every box of the class
+        that is not difficult (`data.mine_extra_class_images`).
+      hard_patches: there will be a memory of hard patches.
       The others as in the config section `data`.
     """
 
@@ -47,6 +54,8 @@ class BatchOptions:
     flips: bool = False
     color: bool = False
     query_crops: bool = False
+    extra_query_pictures: bool = False
+    hard_patches: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "class_batch_size", "query_side", "max_boxes"):
@@ -61,6 +70,11 @@ class BatchOptions:
             raise ConfigError("data: 0 <= cut_coverage <= min_coverage <= 1 does not hold")
         if not (np.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"data.scale: must be positive, not {self.scale}")
+        if self.hard_patches and self.class_batch_size < self.batch_size:
+            raise ConfigError(
+                f"data.class_batch_size={self.class_batch_size}: hard-patch mining needs at least batch_size="
+                f"{self.batch_size}, because every image brings the class of its patch"
+            )
 
 
 class BatchBuilder:
@@ -69,6 +83,13 @@ class BatchBuilder:
     Images follow a permutation of (seed, epoch); a batch that reaches the end of an epoch goes on with the
     next. The class batch is the set of classes annotated on the batch's images (anywhere, difficult too),
     shuffled, cut to `class_batch_size` and sorted.
+
+    With a `memory` of hard patches the first half of the images (rounded down) take a random patch that was a
+    negative, the others one that was a positive, in place of a random crop; the class of each patch is in the
+    class batch.
+
+    Attributes:
+      memory: `HardPatches`, None without; `with_memory` changes it.
 
     Args:
       source: the training data.
@@ -101,6 +122,25 @@ class BatchBuilder:
         self.options = options
         self._seed = seed
         self._part = (process_index, process_count)
+        self.memory: HardPatches | None = None
+        self._extra = _ExtraPictures(source) if options.extra_query_pictures else None
+
+    def with_memory(self, memory: HardPatches | dict | None) -> "BatchBuilder":
+        """The same batches with these hard patches (or their JSON); without if the options have none.
+
+        Raises:
+          DataError: they are not of this source, or damaged.
+        """
+        other = copy.copy(self)
+        other.memory = HardPatches.from_json(memory) if isinstance(memory, dict) else memory
+        if not self.options.hard_patches:
+            other.memory = None
+        elif memory is not None and len(other.memory.labels) != len(self.source):
+            raise DataError(
+                f"the hard patches are of {len(other.memory.labels)} training pictures, the split has "
+                f"{len(self.source)}; use another --workdir"
+            )
+        return other
 
     def __len__(self) -> int:
         return 1 << 40  # endless for every practical purpose
@@ -110,11 +150,12 @@ class BatchBuilder:
         options = self.options
         picks = self.picks(k)
         rng = self._rng(_BATCH, k)
-        class_ids = self.class_batch(picks, rng)
+        patches = self.patches(k, picks)
+        class_ids = self.class_batch(picks, rng, [patch.label for patch in patches if patch is not None])
         flips = {name: bool(rng.random() < 0.5 and options.flips) for name in ("horizontal", "vertical")}
         skipped: list[tuple[str, str, str]] = []
         rows = [
-            self._image_row(k, row, picks[row], class_ids, flips, skipped)
+            self._image_row(k, row, picks[row], patches[row], class_ids, flips, skipped)
             for row in self._rows(options.batch_size)
         ]
         queries = [self._query_row(k, row, class_ids, flips, skipped) for row in self._rows(len(class_ids))]
@@ -137,11 +178,27 @@ class BatchBuilder:
         """Indices of the images of global batch k."""
         return order.picks(self._seed, k, count=len(self.source), size=self.options.batch_size)
 
-    def class_batch(self, picks: list[int], rng: np.random.Generator) -> np.ndarray:
-        """i32 (class_batch_size,): class indices of the global batch in ascending order, then -1."""
+    def patches(self, k: int, picks: list[int]) -> list[Patch | None]:
+        """The hard patch of each image of global batch k, None for a random crop."""
+        if self.memory is None:
+            return [None] * len(picks)
+        return [
+            self.memory.choose(self._rng(PATCH_STREAM, k, row), index, positive=row >= len(picks) // 2)
+            for row, index in enumerate(picks)
+        ]
+
+    def class_batch(
+        self, picks: list[int], rng: np.random.Generator, forced: Sequence[int] = ()
+    ) -> np.ndarray:
+        """i32 (class_batch_size,): class indices of the global batch in ascending order, then -1.
+
+        Those in `forced`, at most `class_batch_size`, are always among them, and each takes a place, known
+        from the images or not (published code).
+        """
         size = self.options.class_batch_size
         labels = [self._annotation(index)["labels"] for index in picks]
-        chosen = np.sort(rng.permutation(np.unique(np.concatenate(labels)))[:size])
+        chosen = rng.permutation(np.unique(np.concatenate(labels)))[: size - len(forced)]
+        chosen = np.unique(np.concatenate([chosen, np.asarray(forced, chosen.dtype)]))
         return np.concatenate([chosen, np.full(size - len(chosen), -1)]).astype(np.int32)
 
     def _rows(self, count: int) -> range:
@@ -159,7 +216,7 @@ class BatchBuilder:
                 "image_id": str(index)
             }
 
-    def _image_row(self, k, row, index, class_ids, flips, skipped) -> dict[str, np.ndarray]:
+    def _image_row(self, k, row, index, patch, class_ids, flips, skipped) -> dict[str, np.ndarray]:
         rng = self._rng(_IMAGE, k, row)
         for _ in range(1 + MAX_REPLACEMENTS):
             entry = self._annotation(index)
@@ -167,9 +224,9 @@ class BatchBuilder:
                 image = self.source.image(index)
             except ImageError as error:
                 skipped.append(("image", entry["image_id"], str(error)))
-                index = self._replacement(rng, class_ids)
+                index, patch = self._replacement(rng, class_ids), None
             else:
-                return self._crop(rng, image, entry, class_ids, flips)
+                return self._crop(rng, image, entry, class_ids, flips, patch)
         nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int32)}
         blank = np.zeros((*self.options.crop, 3), np.uint8)
         entry = nothing | {"difficult": np.zeros(0, bool)}
@@ -183,18 +240,21 @@ class BatchBuilder:
                 break
         return index
 
-    def _crop(self, rng, image, entry, class_ids, flips) -> dict[str, np.ndarray]:
+    def _crop(self, rng, image, entry, class_ids, flips, patch=None) -> dict[str, np.ndarray]:
         options = self.options
-        crop = transforms.random_crop(
-            rng,
-            image.shape[:2],
-            entry["boxes"],
-            scale=options.scale,
-            crop=options.crop,
-            scale_jitter=options.scale_jitter,
-            aspect_jitter=options.aspect_jitter,
-            min_coverage=options.min_coverage,
-        )
+        if patch is not None:
+            crop = patch.crop
+        else:
+            crop = transforms.random_crop(
+                rng,
+                image.shape[:2],
+                entry["boxes"],
+                scale=options.scale,
+                crop=options.crop,
+                scale_jitter=options.scale_jitter,
+                aspect_jitter=options.aspect_jitter,
+                min_coverage=options.min_coverage,
+            )
         covered = box_ops.coverage(entry["boxes"], crop)
         labels, difficult = transforms.crop_labels(
             _local_labels(entry["labels"], class_ids),
@@ -228,8 +288,9 @@ class BatchBuilder:
         size, valid = options.canvas, False  # an empty row keeps a real size: nothing may divide by 0
         label = int(class_ids[row])
         if label >= 0:
+            picture = self._extra and self._extra.draw(rng, label, skipped)
             try:
-                picture = self.source.query(label)
+                picture = self.source.query(label) if picture is None else picture
             except ImageError as error:
                 skipped.append(("class picture", self.source.class_names[label], str(error)))
             else:
@@ -247,6 +308,32 @@ class BatchBuilder:
         if options.color:
             picture = transforms.distort_color(rng, picture)
         return transforms.flip(picture, np.zeros((0, 4), np.float32), **flips)[0]
+
+
+class _ExtraPictures:
+    """The boxes of a source that are not difficult, as further class pictures."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._boxes = instances.find(source, min_side=1)
+        self._rows = self._boxes.rows_by_class(~self._boxes.difficult)
+
+    def draw(self, rng: np.random.Generator, label: int, skipped: list) -> np.ndarray | None:
+        """One of the boxes of a class, or None for its given picture: each with equal probability.
+
+        None also for a box of a picture that cannot be read, which is added to `skipped`.
+        """
+        choice = int(rng.integers(1 + len(self._rows[label])))
+        if not choice:
+            return None
+        box = self._boxes[int(self._rows[label][choice - 1])]
+        try:
+            image = self._source.image(box.index)
+        except ImageError as error:
+            skipped.append(("image", box.image_id, str(error)))
+            return None
+        left, top, right, bottom = box.box.astype(int)
+        return image[top:bottom, left:right]
 
 
 def finish(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[tuple[str, str, str]]]:

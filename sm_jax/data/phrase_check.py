@@ -4,9 +4,8 @@ Reads everything and writes nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sm_jax import text
-from sm_jax.data.check import Finding, choose_splits, picture_findings, print_findings
+from sm_jax.data.check import Finding, Verdict, choose_splits, picture_findings, print_findings
 from sm_jax.data.sources import phrase_json
 from sm_jax.data.sources.base import usable_boxes
 from sm_jax.data.sources.phrase_json import PhraseRecord
@@ -42,7 +41,7 @@ class SplitSummary:
 
 
 @dataclass
-class PhraseReport:
+class PhraseReport(Verdict):
     """Everything `check` found.
 
     Attributes:
@@ -61,19 +60,6 @@ class PhraseReport:
     aspects: list[float]
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def problems(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.problem]
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing has to be mended, else 1."""
-        return 1 if self.problems else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"exit_code": self.exit_code}
 
 
 def run(path: str | Path, *, console: Console | None = None) -> int:

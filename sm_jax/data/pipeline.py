@@ -21,6 +21,9 @@ _log = logging.getLogger("sm_jax.data")
 class Builder(Protocol):
     """Makes batches: picklable, NumPy only.
 
+    One with a `memory` (an object with `json`, or None) makes them from what was found out during training;
+    its `with_memory(memory or its JSON)` gives the builder of the same batches with another.
+
     Attributes:
       totals: kind of picture -> how many there are; for judging how many of them cannot be read.
     """
@@ -40,8 +43,9 @@ class TrainIterator:
     """Endless iterator over this process's rows of the training batches.
 
     Batch k is a pure function of the builder, so the batches do not depend on the number of workers, and the
-    state is the number of the next batch, the same on every process. It follows grain's checkpoint protocol:
-    `grain.checkpoint.CheckpointSave(iterator)` and `CheckpointRestore(iterator)` work.
+    state is the number of the next batch and the builder's memory, the same on every process. It follows
+    grain's checkpoint protocol: `grain.checkpoint.CheckpointSave(iterator)` and `CheckpointRestore(iterator)`
+    work.
 
     Pictures that cannot be read were replaced by the builder; here they are counted and named once each.
 
@@ -75,11 +79,26 @@ class TrainIterator:
         """What could not be read so far in this process: (kind, name, reason), each reason once."""
         return [(kind, name, reason) for (kind, reason), name in self._skipped.items()]
 
-    def get_state(self) -> bytes:
-        """The position as JSON bytes (what grain's checkpoint handler expects)."""
-        return json.dumps({"next_batch": self._position}).encode()
+    @property
+    def memory(self) -> Any:
+        """The builder's, None without."""
+        return getattr(self._builder, "memory", None)
 
-    def set_state(self, state: bytes | str | dict[str, int]) -> None:
+    def remember(self, memory: Any) -> None:
+        """Goes on with a builder of that memory; workers end and start again, and batches ahead are dropped.
+
+        Raises:
+          DataError: the builder refuses it.
+        """
+        self.close()
+        self._builder = self._builder.with_memory(memory)
+
+    def get_state(self) -> bytes:
+        """Position and memory as JSON bytes (what grain's checkpoint handler expects)."""
+        memory = {} if self.memory is None else {"memory": self.memory.json}
+        return json.dumps({"next_batch": self._position} | memory).encode()
+
+    def set_state(self, state: bytes | str | dict[str, Any]) -> None:
         """Goes on with the batch that `get_state` stood before. Raises DataError for anything else."""
         try:
             values = state if isinstance(state, dict) else json.loads(state)
@@ -88,6 +107,8 @@ class TrainIterator:
             raise DataError(f"not the state of a training iterator: {str(state)[:80]!r}") from error
         self.close()
         self._position = position
+        if hasattr(self._builder, "with_memory"):
+            self.remember(values.get("memory"))
 
     def start_prefetch(self) -> None:
         """Starts building batches ahead; `next` does it by itself."""

@@ -5,7 +5,9 @@ is a pure function of (pairs, options, seed, k), like that of os2d. NumPy only. 
 sec. 4 and its published code: one pair per step, all pairs in a new order every epoch, each also mirrored.
 """
 
+import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +37,7 @@ class ProposalOptions:
 
     Attributes:
       count: places for regions; a picture may have fewer.
-      method: "prim" (Randomised Prim), "grid", ...
+      method: "prim" (Randomised Prim), "grid", "precomputed", ...
       seed: of the draws.
       cache_dir: folder of their cache, "" for the usual one.
       options: of the method.
@@ -51,10 +53,16 @@ class ProposalOptions:
         if self.count < 1:
             raise ConfigError(f"data.proposals: must be at least 1, not {self.count}")
 
-    def of(self, image: np.ndarray) -> np.ndarray:
-        """Regions of a picture, float32 (k, 4) with 1 <= k <= count, in its pixels."""
-        from sm_jax.proposals import propose
+    def of(self, image: np.ndarray, path: Path | None = None) -> np.ndarray:
+        """Regions of a picture, float32 (k, 4) with 1 <= k <= count, in its pixels.
 
+        path: where it lies; "precomputed" finds its file by that.
+        """
+        from sm_jax.proposals import methods, propose
+
+        if self.method == "precomputed" and path is not None:
+            methods.check_options(self.method, self.options)
+            return methods.read_precomputed(path, image.shape[:2], self.count, self.options)
         found = propose(
             image,
             self.count,
@@ -68,13 +76,14 @@ class ProposalOptions:
 
 def proposal_options(data: Any) -> ProposalOptions:
     """From a config section `data`: `proposals` (their number), `proposal_method`, `proposal_seed`,
-    `cache_dir`."""
-    cache = data.get("cache_dir", "")
+    `proposal_folder` (of "precomputed"), `cache_dir`."""
+    cache, folder = data.get("cache_dir", ""), data.get("proposal_folder", "")
     return ProposalOptions(
         count=data.proposals,
         method=data.get("proposal_method", "prim"),
         seed=data.get("proposal_seed", 0),
         cache_dir=str(Path(cache) / "proposals") if cache else "",
+        options={"folder": folder} if folder else {},
     )
 
 
@@ -100,13 +109,18 @@ class Pictures(Sequence):
         self.sizes: list[tuple[int, int]] = []
         self.regions: list[np.ndarray] = []
         self.damaged: list[str] = []
+        self._content = hashlib.sha256()
 
         def one(path: Path):
             try:
                 image = images.read_image(path, orient=False)
             except ImageError as error:
                 return str(error)
-            return image.shape[:2], proposals.of(image)
+            return (
+                image.shape[:2],
+                proposals.of(image, path),
+                hashlib.sha256(np.ascontiguousarray(image)).digest(),
+            )
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for done, (path, found) in enumerate(zip(every, pool.map(one, every), strict=True), start=1):
@@ -121,6 +135,7 @@ class Pictures(Sequence):
                 self.paths.append(path)
                 self.sizes.append(found[0])
                 self.regions.append(found[1])
+                self._content.update(found[2])
                 if time.monotonic() - began > SECONDS:
                     began = time.monotonic()
                     say(f"region proposals: {done}/{len(every)} pictures")
@@ -132,6 +147,10 @@ class Pictures(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         """uint8 (SIDE, SIDE, 3): the picture as the network sees it; raises ImageError."""
         return square(images.read_image(self.paths[index], orient=False))
+
+    def fingerprint(self) -> str:
+        """Of the pixels of all pictures, in their order."""
+        return self._content.hexdigest()
 
     def number(self, path: Path) -> int | None:
         """The index of a picture; None for a damaged one."""
@@ -151,6 +170,7 @@ class TrainingPairs(Sequence):
       pairs: the pairs that are used.
       pictures: their pictures.
       flips: whether each is also mirrored.
+      left_out: how many pairs are not used.
       notes: a line for each kind of pair that is left out, and for each damaged picture.
     """
 
@@ -176,6 +196,7 @@ class TrainingPairs(Sequence):
             f"{len(names)} of {len(pairs)} pairs left out: {reason} (first: {names[0]})"
             for reason, names in dropped.items()
         ]
+        self.left_out = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise DataError(f"{pairs.root}: no pair to train on; {'; '.join(self.notes)}")
 
@@ -186,6 +207,26 @@ class TrainingPairs(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return index // (1 + self.flips), bool(self.flips and index % 2)
+
+    def epoch_note(self, config: Any) -> str:
+        """A line where an epoch is shorter than a config counts, which knows the listed pairs only; or "".
+
+        An epoch is once every pair that is used; that the others are not is known with the regions only.
+        """
+        listed = math.ceil((len(self.pairs) + self.left_out) * (1 + self.flips) / config.batch_size)
+        real = math.ceil(len(self) / config.batch_size)
+        if listed == real:
+            return ""
+        counted = {
+            "eval_every": config.get("eval_every", 0),
+            "optim.alternate_every": config.get("optim", {}).get("alternate_every", 0),
+        }
+        wrong = [name for name, value in counted.items() if value == listed]
+        advice = f"; to end with it set {' and '.join(f'{name}={real}' for name in wrong)}" if wrong else ""
+        return (
+            f"an epoch has {real} step{'s' * (real != 1)}, not the {listed} of all listed pairs, by which "
+            f"the config counts: steps={config.steps} are {config.steps / real:.3g} epochs{advice}"
+        )
 
     def ends(self, number: int) -> tuple[int, int]:
         """Numbers of the source and target pictures of a pair."""

@@ -74,6 +74,23 @@ def denormalize(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
 
 
+def resize_plain(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (h, w, c) to `size` = (height, width), bilinear without antialiasing (PyTorch's `interpolate`).
+
+    Samples lie at the centres of the new pixels, the border is repeated.
+    """
+    for axis, length in enumerate(size):
+        if length != image.shape[axis]:
+            last = image.shape[axis] - 1
+            place = (np.arange(length, dtype=np.float32) + 0.5) * np.float32(image.shape[axis] / length) - 0.5
+            place = np.clip(place, 0, last)
+            low = np.floor(place).astype(int)
+            weight = (place - low).reshape(-1, *[1] * (2 - axis))
+            near, far = np.take(image, low, axis), np.take(image, np.minimum(low + 1, last), axis)
+            image = near + weight * (far - near)
+    return image.astype(np.float32, copy=False)
+
+
 def random_filter(rng: np.random.Generator) -> str:
     """A resize filter drawn uniformly from `images.FILTERS`."""
     return list(images.FILTERS)[rng.integers(len(images.FILTERS))]
@@ -119,9 +136,16 @@ def random_crop(
 def apply_crop(
     image: np.ndarray, boxes: np.ndarray, crop: np.ndarray, size: tuple[int, int], filter: str = "bilinear"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts `crop` out and resizes it to `size`, each axis on its own; boxes follow, not clipped."""
+    """Cuts `crop` out and resizes it to `size`, each axis on its own; boxes follow, not clipped.
+
+    What lies to the right of the image or below it is black (0).
+    """
     left, top, right, bottom = (int(edge) for edge in crop)
-    cut = images.resize(image[top:bottom, left:right], size, filter)
+    cut = image[top:bottom, left:right]
+    missing = bottom - top - cut.shape[0], right - left - cut.shape[1]
+    if any(missing):
+        cut = np.pad(cut, ((0, missing[0]), (0, missing[1]), (0, 0)))
+    cut = images.resize(cut, size, filter)
     factor = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2, np.float32)
     origin = np.array([left, top, left, top], np.float32)
     return cut, ((boxes - origin) * factor).astype(np.float32)

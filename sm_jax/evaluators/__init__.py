@@ -7,9 +7,17 @@ from typing import Any, Protocol
 
 from sm_jax.errors import ConfigError
 
-OWN = {"os2d": "os2d", "crossmodal": "crossmodal", "scnet": "scnet", "ssm": "requests"}
+OWN = {
+    "os2d": "os2d",
+    "crossmodal": "crossmodal",
+    "scnet": "scnet",
+    "ssm": "requests",
+    "detector": "detector",
+    "retrieval": "retrieval",
+    "coae": "coae",
+}
 """The module that evaluates a system where `eval.protocol` asks for nothing else."""
-PROTOCOLS = ("default", "requests")
+PROTOCOLS = ("default", "requests", "episodes")
 Progress = Callable[[Iterable, str], Iterable]
 
 
@@ -37,8 +45,9 @@ def make(config: Any, system: Any = None, *, progress: Progress | None = None) -
 
     Args:
       config: the whole config; read are `system`, `model`, `data` and `eval`. With `eval.protocol`
-        "requests" pictures of objects are the requests (see `evaluators.requests`); "default", or none, is
-        the system's own evaluation.
+        "requests" pictures of objects are the requests (see `evaluators.requests`), with "episodes" each
+        picture is searched for the classes of its episode (see `evaluators.episodes`); "default", or none,
+        is the system's own evaluation.
       system: not needed: evaluators make a predictor of their own, which shares what images have in common.
       progress: wraps the iteration over images; called with it and a description.
 
@@ -57,12 +66,19 @@ def metric_names(config: Any) -> list[str]:
     return _of(config).metric_names(config)
 
 
+def check(config: Any) -> None:
+    """Refuse before training what the evaluation of a run would refuse; raises ConfigError, DataError."""
+    module = _of(config)
+    if hasattr(module, "check"):
+        module.check(config)
+
+
 def _of(config: Any) -> Any:
     protocol = config.get("eval", {}).get("protocol", "default")
     if protocol not in PROTOCOLS:
         raise ConfigError(f"eval.protocol: {protocol!r} is none of {', '.join(PROTOCOLS)}")
-    if protocol == "requests":
-        return importlib.import_module("sm_jax.evaluators.requests")
+    if protocol != "default":
+        return importlib.import_module(f"sm_jax.evaluators.{protocol}")
     if config.system not in OWN:
         raise ConfigError(f"config.system: nothing evaluates {config.system!r}")
     return importlib.import_module(f"sm_jax.evaluators.{OWN[config.system]}")

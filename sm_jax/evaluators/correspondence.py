@@ -19,6 +19,7 @@ from sm_jax.data.sources.pair_records import KeypointPair, protocol_id
 from sm_jax.errors import ConfigError, DataError, ImageError
 from sm_jax.evaluators import correspondence_metrics as metrics
 from sm_jax.evaluators import correspondence_plots, correspondence_report
+from sm_jax.evaluators.correspondence_report import alpha_name
 from sm_jax.evaluators.damaged import Damaged
 from sm_jax.ops.flow import dense_flow
 
@@ -27,7 +28,8 @@ SHOWN_IOU = 0.5
 
 
 class Matches(NamedTuple):
-    """The match of every region of a source picture.
+    """The match of every region of a source picture, as any method gives it: boxes, so that what is measured
+    need not choose among given regions, as those of `systems.scnet.predict.Matches` do.
 
     Attributes:
       source_boxes: (n, 4) xyxy pixels of the source picture.
@@ -118,12 +120,12 @@ class CorrespondenceEvaluator:
           pairs: what to match.
           name: of the method, for the report.
           norms: of `correspondence_metrics.NORMALIZERS`; the first is that of the table by class.
-          alphas: shares of the normaliser up to which a key-point is right.
+          alphas: shares of the normaliser up to which a key-point is right; named by `alpha_name`.
           notes: lines for the report, such as on an overlap with what was trained on.
           progress: see `sm_jax.evaluators.make`.
 
         Raises:
-          DataError: no pairs. ConfigError: an unknown normaliser, or an alpha that is none.
+          DataError: no pairs. ConfigError: an unknown normaliser, an alpha that is none, or one twice.
         """
         if not len(pairs):
             raise DataError("nothing to evaluate: there are no pairs")
@@ -131,6 +133,8 @@ class CorrespondenceEvaluator:
             raise ConfigError(f"eval.norms: {tuple(norms)}; take some of {', '.join(metrics.NORMALIZERS)}")
         if not alphas or not all(0 < alpha < math.inf for alpha in alphas):
             raise ConfigError(f"eval.alphas: some positive numbers, not {tuple(alphas)}")
+        if len(set(map(alpha_name, alphas))) < len(alphas):
+            raise ConfigError(f"eval.alphas: give each once, not {tuple(alphas)}")
         self._method, self.pairs, self.name = method, list(pairs), name
         self.norms, self.alphas, self.notes = tuple(norms), tuple(alphas), list(notes)
         self._progress = progress or (lambda items, _: items)
@@ -166,8 +170,8 @@ class CorrespondenceEvaluator:
         )
         for norm in self.norms:
             for alpha in self.alphas:
-                yield f"{norm}/PCK@{alpha:.2f}", self.pck(norm, alpha)[0]
-                yield f"{norm}/class_PCK@{alpha:.2f}", self.pck_by_class(norm, alpha)[0]
+                yield f"{norm}/PCK@{alpha_name(alpha)}", self.pck(norm, alpha)[0]
+                yield f"{norm}/class_PCK@{alpha_name(alpha)}", self.pck_by_class(norm, alpha)[0]
         yield f"PCR@{SHOWN_IOU:.2f}", float(self.pcr[round(metrics.STEPS * (1 - SHOWN_IOU))])
         yield "PCR_AuC", metrics.area_under_curve(self.pcr)
         yield "mIoU_AuC", metrics.area_under_curve(self.miou)
@@ -205,7 +209,7 @@ class CorrespondenceEvaluator:
 def metric_names(norms: Sequence[str], alphas: Sequence[float]) -> list[str]:
     """Every name that `CorrespondenceEvaluator.run` gives."""
     kinds = [f"{norm}/{kind}" for norm in norms for kind in ("PCK", "class_PCK")]
-    return [f"{kind}@{alpha:.2f}" for kind in kinds for alpha in alphas] + [
+    return [f"{kind}@{alpha_name(alpha)}" for kind in kinds for alpha in alphas] + [
         f"PCR@{SHOWN_IOU:.2f}",
         "PCR_AuC",
         "mIoU_AuC",

@@ -17,7 +17,7 @@ from sm_jax.errors import ConfigError
 from sm_jax.evaluators.correspondence import Match, Matches
 from sm_jax.systems.scnet import model, predict
 
-MATCHERS = ("nam", "phm", "lom")
+MATCHERS = predict.OWN_PIXELS
 FEATURES = {"hog": "hog", "pool": "roi", "embedding": "embedding"}
 """What a config calls features -> what `predict.Predictor` does."""
 KEPT = 24  # pictures whose features are in memory; PF-WILLOW pairs the 10 of a folder
@@ -69,7 +69,7 @@ def _method(predictor: predict.Predictor, proposals: ProposalOptions, method: st
         @functools.lru_cache(maxsize=KEPT)
         def side(path: Path) -> predict.Side:
             image = images.read_image(path, orient=False)
-            return mine.describe(image, proposals.of(image))
+            return mine.describe(image, proposals.of(image, path))
 
         def match(pair: KeypointPair) -> Matches:
             source, target = side(pair.source), side(pair.target)

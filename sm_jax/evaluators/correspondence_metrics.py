@@ -26,14 +26,14 @@ STEPS = 100  # of the curves over tau and k
 def transfer(keypoints: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Key-points moved by the flow at the pixel they lie in: "k 2", "h w 2" -> "k 2"; absent ones are NaN.
 
-    A point outside the image takes the flow of the nearest pixel. A missing flow (NaN) gives NaN, which
-    counts as wrong. A point on the border of two pixels takes the later one, as `round` of 1-based does.
+    A point outside the image takes the flow of the nearest pixel: annotations lie up to a pixel outside, and
+    every annotated point counts (`systems.scnet.predict.transfer`, for points that a person asks for, does
+    not move those). A missing flow (NaN) gives NaN, which counts as wrong. A point on the border of two
+    pixels takes the later one, as `round` of 1-based does.
     """
     keypoints = np.asarray(keypoints, np.float64).reshape(-1, 2)
     real = points.present(keypoints)
-    height, width = shift.shape[:2]
-    x, y = np.floor(np.where(real[:, None], keypoints, 0)).astype(int).T
-    moved = keypoints + shift[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+    moved = keypoints + shift[points.pixel_of(keypoints, shift.shape[:2])]
     return np.where(real[:, None], moved, np.nan)
 
 

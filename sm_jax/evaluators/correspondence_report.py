@@ -14,9 +14,17 @@ RULE_TEXT = (
 )
 
 
+def alpha_name(alpha: float) -> str:
+    """What results call an alpha: two digits where these are all of it ("0.10"), else all ("0.101")."""
+    short = f"{alpha:.2f}"
+    return short if float(short) == alpha else repr(float(alpha))
+
+
 def table(evaluator: Any) -> str:
     """PCK by normaliser (over pairs, over classes), regions, and a row for each class; protocol and rule."""
-    heads = " ".join(f"@{alpha:<5.2f}" for alpha in evaluator.alphas)
+    names = [alpha_name(alpha) for alpha in evaluator.alphas]
+    columns = max(5, *map(len, names))
+    heads = " ".join(f"@{name:<{columns}}" for name in names)
     classes = by_class(evaluator)
     lines = [
         f"{counted(len(evaluator.measured), 'pair')}, "
@@ -28,17 +36,16 @@ def table(evaluator: Any) -> str:
         pairs = [evaluator.pck(norm, alpha)[0] for alpha in evaluator.alphas]
         means = [evaluator.pck_by_class(norm, alpha)[0] for alpha in evaluator.alphas]
         for name, values in (("pairs", pairs), ("classes", means)):
-            lines.append(f"  {norm:<{width}}  {name:<7}  {_values(values)}".rstrip())
+            lines.append(f"  {norm:<{width}}  {name:<7}  {_values(values, columns)}".rstrip())
     lines.append(
         f"  regions: PCR AuC {metrics.area_under_curve(evaluator.pcr):.3f}, "
         f"mIoU@k AuC {metrics.area_under_curve(evaluator.miou):.3f} "
-        f"({sum(len(one.overlaps) > 0 for one in evaluator.measured)} pairs with active regions)"
+        f"({counted(sum(len(one.overlaps) > 0 for one in evaluator.measured), 'pair')} with active regions)"
     )
     lines.append(f"  {'class, PCK by ' + evaluator.norms[0]:<{width}}  pairs    {heads} PCR AuC")
     for name, row in classes.items():
-        lines.append(
-            f"  {name:<{width}}  {row['pairs']:<7}  {_values(row['PCK'].values())} {row['PCR_AuC']:7.3f}"
-        )
+        shares = _values(row["PCK"].values(), columns)
+        lines.append(f"  {name:<{width}}  {row['pairs']:<7}  {shares} {row['PCR_AuC']:7.3f}")
     lines.append(f"  protocol: {evaluator.protocol}: {RULE_TEXT}")
     lines += [f"  {norm}: {metrics.NORMALIZERS[norm]}" for norm in evaluator.norms]
     lines += [f"  note: {note}" for note in evaluator.notes]
@@ -50,7 +57,7 @@ def to_dict(evaluator: Any) -> dict[str, Any]:
     pck = {}
     for norm in evaluator.norms:
         pck[norm] = {
-            f"{alpha:.2f}": {
+            alpha_name(alpha): {
                 "pairs": number(evaluator.pck(norm, alpha)[0]),
                 "classes": number(evaluator.pck_by_class(norm, alpha)[0]),
                 "pairs_with_value": evaluator.pck(norm, alpha)[1],
@@ -61,7 +68,7 @@ def to_dict(evaluator: Any) -> dict[str, Any]:
         name: {
             "pairs": row["pairs"],
             "PCR_AuC": number(row["PCR_AuC"]),
-            "PCK": {f"{alpha:.2f}": number(value) for alpha, value in row["PCK"].items()},
+            "PCK": {alpha_name(alpha): number(value) for alpha, value in row["PCK"].items()},
         }
         for name, row in by_class(evaluator).items()
     }
@@ -95,5 +102,5 @@ def by_class(evaluator: Any) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _values(values: Any) -> str:
-    return " ".join(f"{value:<6.3f}" for value in values)
+def _values(values: Any, columns: int) -> str:
+    return " ".join(f"{value:<{columns + 1}.3f}" for value in values)

@@ -46,6 +46,7 @@ class MaskEvaluator:
         *,
         name: str = "",
         smooth: bool = True,
+        notes: Sequence[str] = (),
         progress=None,
     ):
         """Make an evaluator.
@@ -55,6 +56,7 @@ class MaskEvaluator:
           pairs: of `mask_pairs.read_caltech` or `read_parts`.
           name: of the method, for the report.
           smooth: whether the flow goes through the static/dynamic filter (about a second a pair).
+          notes: lines for the report, such as on an overlap with what was trained on.
           progress: see `sm_jax.evaluators.make`.
 
         Raises:
@@ -63,6 +65,7 @@ class MaskEvaluator:
         if not len(pairs):
             raise DataError("nothing to evaluate: there are no pairs")
         self._method, self.pairs, self.name, self._smooth = method, list(pairs), name, smooth
+        self.notes = list(notes)
         self._progress = progress or (lambda items, _: items)
         self._damaged = Damaged()
         self.values: dict[str, list[tuple[str, float]]] = {}
@@ -99,6 +102,7 @@ class MaskEvaluator:
             lines.append(f"  {name:<10} {pairs:7.3f} {classes:7.3f} {count:6d}")
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {DEFINITIONS[name]}" for name in self.values]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines + left_out(self.skipped))
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +121,7 @@ class MaskEvaluator:
             "protocol": self.protocol,
             "metrics_by_name": found,
             "definitions": {name: DEFINITIONS[name] for name in self.values},
+            "notes": self.notes,
             "skipped": self.skipped,
         }
 

@@ -16,33 +16,53 @@ from sm_jax.evaluators.detection import JOINT, POINTS, VocResult, voc
 from sm_jax.systems.os2d.model import ModelConfig
 from sm_jax.systems.os2d.predict import Parts, Predictor, parts, views
 
+CLASSES = ("all", "annotated")
+
 
 def make(config: Any, *, progress=None) -> dict[str, "DetectionEvaluator"]:
-    """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
-    options = config.eval
-    model = ModelConfig.create(config.model)
+    """An evaluator for each split of `config.eval.splits`, all of the scale that `data.image_scale` finds."""
+    predictor = Predictor(parts(ModelConfig.create(config.model)), top_k=None)  # all count for recall
     scale = data_lib.image_scale(config.data)
-    predictor = Predictor(parts(model), top_k=None)  # every candidate counts for recall
     return {
-        split: DetectionEvaluator(
+        split: of_source(
+            config,
             predictor,
             data_lib.make_source(config.data, split),
-            scales=[scale * factor for factor in options.scales],
-            query_size=model.query_size,
-            augmentation=options.views,
-            max_images=options.max_images,
-            iou_thresholds=options.iou_thresholds,
-            points=options.get("points", "all"),
-            joint=options.get("joint", "aligned"),
+            scale=scale,
+            max_images=config.eval.max_images,
             progress=progress,
-            iou=options.nms_iou,
-            nms=options.nms,
-            across_classes=options.nms_across_classes,
-            score_threshold=options.score_threshold,
-            max_detections=options.max_detections,
         )
-        for split in options.splits
+        for split in config.eval.splits
     }
+
+
+def of_source(
+    config: Any, predictor: Predictor, source: data_lib.Source, *, scale: float, **kwargs
+) -> "DetectionEvaluator":
+    """The evaluator of `config` on a source.
+
+    Args:
+      scale: of the stored images, at which the pyramid's factor is 1.
+      **kwargs: of `DetectionEvaluator`.
+    """
+    options = config.eval
+    return DetectionEvaluator(
+        predictor,
+        source,
+        scales=[scale * factor for factor in options.scales],
+        query_size=ModelConfig.create(config.model).query_size,
+        augmentation=data_lib.class_views(config.data, options.views),
+        iou_thresholds=options.iou_thresholds,
+        points=options.get("points", "all"),
+        joint=options.get("joint", "aligned"),
+        classes=options.get("classes", "all"),
+        iou=options.nms_iou,
+        nms=options.nms,
+        across_classes=options.nms_across_classes,
+        score_threshold=options.score_threshold,
+        max_detections=options.max_detections,
+        **kwargs,
+    )
 
 
 def metric_names(config: Any) -> list[str]:
@@ -56,8 +76,10 @@ def metric_names(config: Any) -> list[str]:
     ]
 
 
-class DetectionEvaluator:
-    """Average precision of a model on a source (OS2D spec sec. 11 and 12).
+class SearchEvaluator:
+    """Average precision of something that searches images for classes (OS2D spec sec. 11 and 12).
+
+    What searches is a sub-class: it says how classes are encoded and how an image is searched for them.
 
     Attributes, after `run`:
       results: IoU threshold -> `VocResult`; labels are class indices of the source.
@@ -68,32 +90,29 @@ class DetectionEvaluator:
 
     def __init__(
         self,
-        predictor: Predictor | Parts,
         source: data_lib.Source,
         *,
-        scales: Sequence[float],
         query_size: int = 240,
         augmentation: str = "",
         max_images: int = 0,
         iou_thresholds: Sequence[float] = (0.5,),
         points: str = "all",
         joint: str = "aligned",
+        classes: str = "all",
         progress=None,
-        **options,
     ):
         """Make an evaluator.
 
         Args:
-          predictor: shared between evaluators, so that they share programs; or the model's parts.
           source: the images, their boxes and class pictures.
-          scales: of the pyramid, on the stored images.
           query_size: class pictures are brought to this number squared of pixels.
           augmentation: class views (see `views`).
           max_images: at most so many evenly spaced images; 0: all.
           iou_thresholds: one result for each.
           points, joint: which average precision (see `detection.voc`).
+          classes: what counts in an image: "all" that the split annotates anywhere, or only those "annotated"
+            in the image itself (CoAE's published evaluation, where no other class can be found by mistake).
           progress: see `sm_jax.evaluators.make`.
-          **options: of `decode_pyramid`.
 
         Raises:
           ConfigError: an option that cannot be used; DataError: no pictures.
@@ -105,14 +124,16 @@ class DetectionEvaluator:
             raise ConfigError(f"eval.max_images: must not be negative, not {max_images}")
         if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
             raise ConfigError(f"eval.iou_thresholds: some numbers within (0, 1], not {tuple(iou_thresholds)}")
-        for name, value, known in (("points", points, POINTS), ("joint", joint, JOINT)):
+        for name, value, known in (
+            ("points", points, POINTS),
+            ("joint", joint, JOINT),
+            ("classes", classes, CLASSES),
+        ):
             if value not in known:
                 raise ConfigError(f"eval.{name}: {value!r} is none of {', '.join(known)}")
-        self._points, self._joint = points, joint
-        self._predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, top_k=None)
+        self._points, self._joint, self._classes = points, joint, classes
         self._source, self._query_size = source, query_size
-        self._scales = search.checked_scales(scales)
-        self._augmentation, self._thresholds, self._options = augmentation, tuple(iou_thresholds), options
+        self._augmentation, self._thresholds = augmentation, tuple(iou_thresholds)
         self._progress = progress or (lambda items, _: items)
         count = min(len(source), max_images or len(source))
         self._wanted = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
@@ -139,24 +160,16 @@ class DetectionEvaluator:
         self._damaged = Damaged()
         annotated = [self._source.annotation(index) for index in self._wanted]
         labels = sorted({int(label) for entry in annotated for label in entry["labels"]})
-        templates, ids, shapes = self._encode(variables, labels)
+        encoded = self.encode(variables, self._class_pictures(labels))
         for index, entry in zip(self._progress(self._wanted, "images"), annotated, strict=True):
             try:
                 image = self._source.image(index)
             except ImageError as error:
                 self._damaged.add("image", str(error), total=len(self._wanted))
                 continue
-            search.check_level_sizes(image.shape[:2], self._scales, name=f"image {entry['image_id']}")
-            found = self._predictor.detect(
-                variables,
-                search.levels(image, self._scales),
-                templates,
-                class_ids=ids,
-                image_size=image.shape[:2],
-                shapes=shapes,
-                **self._options,
-            )
-            self.detections.append({key: found[key] for key in ("boxes", "scores", "labels")})
+            found = self.search(variables, image, encoded, name=f"image {entry['image_id']}")
+            counts = slice(None) if self._classes == "all" else np.isin(found["labels"], entry["labels"])
+            self.detections.append({key: found[key][counts] for key in ("boxes", "scores", "labels")})
             self.ground_truth.append({key: entry[key] for key in ("boxes", "labels", "difficult")})
             kept.append(index)
         self.indices = kept
@@ -175,6 +188,15 @@ class DetectionEvaluator:
             yield f"mAPw@{threshold:.2f}", result.map_weighted
             yield f"recall@{threshold:.2f}", result.recall
             yield f"AP_joint@{threshold:.2f}", result.ap_joint
+
+    def encode(self, variables: Any, pictures: Iterable[tuple[int, np.ndarray]]) -> Any:
+        """What `search` takes, of (label, class picture uint8 (h, w, 3)), brought to the query size."""
+        raise NotImplementedError
+
+    def search(self, variables: Any, image: np.ndarray, encoded: Any, *, name: str) -> dict[str, np.ndarray]:
+        """Find all classes in a uint8 image, called `name` in messages: `boxes` (n, 4), `scores`,
+        `labels`."""
+        raise NotImplementedError
 
     def table(self) -> str:
         """The metrics at each IoU threshold and the worst classes, as text."""
@@ -216,10 +238,9 @@ class DetectionEvaluator:
             picture.save(written[-1])
         return written
 
-    def _encode(self, variables, labels: Iterable[int]):
-        """Templates, class ids and shapes of all views; prepared class pictures are kept for next time."""
-        templates, ids, shapes = [], [], []
-        labels = list(labels)
+    def _class_pictures(self, labels: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """The class pictures that can be read, brought to the query size; they are kept for next time."""
+        labels, some = list(labels), False
         for label in self._progress(labels, "classes"):
             if label not in self._queries:
                 try:
@@ -229,7 +250,60 @@ class DetectionEvaluator:
                     continue
                 size = pictures.fit_to_area(picture.shape[:2], self._query_size)
                 self._queries[label] = pictures.resize(picture, size)
-            picture = self._queries[label]
+            some = True
+            yield label, self._queries[label]
+        if not some:
+            raise DataError(
+                "nothing to evaluate: no picture of the split has a box of a class with a class picture"
+            )
+
+
+class DetectionEvaluator(SearchEvaluator):
+    """A predictor of templates, OS2D's or CoAE's, on a source; see `SearchEvaluator`."""
+
+    def __init__(
+        self,
+        predictor: Predictor | Parts,
+        source: data_lib.Source,
+        *,
+        scales: Sequence[float],
+        query_size: int = 240,
+        augmentation: str = "",
+        max_images: int = 0,
+        iou_thresholds: Sequence[float] = (0.5,),
+        points: str = "all",
+        joint: str = "aligned",
+        classes: str = "all",
+        progress=None,
+        **options,
+    ):
+        """Make an evaluator.
+
+        Args:
+          predictor: shared between evaluators, so that they share programs; or the parts of OS2D. Any object
+            that encodes and detects as OS2D's `Predictor` does.
+          scales: of the pyramid, on the stored images.
+          **options: of `decode_pyramid`.
+          The others as of `SearchEvaluator`.
+        """
+        super().__init__(
+            source,
+            query_size=query_size,
+            augmentation=augmentation,
+            max_images=max_images,
+            iou_thresholds=iou_thresholds,
+            points=points,
+            joint=joint,
+            classes=classes,
+            progress=progress,
+        )
+        self._predictor = Predictor(predictor, top_k=None) if isinstance(predictor, Parts) else predictor
+        self._scales, self._options = search.checked_scales(scales), options
+
+    def encode(self, variables, pictures):
+        """Templates, class ids and shapes of all views."""
+        templates, ids, shapes = [], [], []
+        for label, picture in pictures:
             mine = search.encode_views(
                 self._predictor, variables, picture, views=self._augmentation, side=self._query_size
             )
@@ -239,8 +313,18 @@ class DetectionEvaluator:
                 picture.shape[1::-1] if view.quarter_turns % 2 else picture.shape[:2]
                 for view in views(self._augmentation)
             )
-        if not templates:
-            raise DataError(
-                "nothing to evaluate: no picture of the split has a box of a class with a class picture"
-            )
         return np.stack(templates), ids, shapes
+
+    def search(self, variables, image, encoded, *, name):
+        """See `SearchEvaluator`. Raises ImageError if a level of the pyramid would be too large."""
+        templates, ids, shapes = encoded
+        search.check_level_sizes(image.shape[:2], self._scales, name=name)
+        return self._predictor.detect(
+            variables,
+            search.levels(image, self._scales),
+            templates,
+            class_ids=ids,
+            image_size=image.shape[:2],
+            shapes=shapes,
+            **self._options,
+        )

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sm_jax import evaluators, pretrained
 from sm_jax.data import GENERATED
 from sm_jax.data.sources.files import outside
@@ -76,7 +78,10 @@ def _of_run(workdir: str, step: str, line: commandline.CommandLine):
     """(config, variables, description) of a checkpoint."""
     from sm_jax.training import restore_config, restore_variables
 
-    config = line.apply(restore_config(workdir))
+    config = restore_config(workdir)
+    with config.unlocked():
+        config.trained = ConfigDict(config.data.to_dict())  # which the options of this evaluation leave alone
+    config = line.apply(config)
     variables, meta = restore_variables(workdir, int(step) if step.isdigit() else step or None)
     return config, variables, f"{workdir}, step {meta['step']}"
 

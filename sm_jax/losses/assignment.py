@@ -5,8 +5,9 @@ Boxes are xyxy in pixels of one common frame. An index is the number of the matc
 `IGNORED`.
 
 Source: OS2D (ECCV 2020), sec. 5.1 and the published OS2D code; the rule is that of Faster R-CNN without
-forcing a match for every box. `force_best` adds that, and `sample_balanced` the choice of the anchors that
-take part in the loss (Ren et al., Faster R-CNN, NIPS 2015, sec. 3.1; Ferreira et al. 2023, sec. 3).
+forcing a match for every box. `force_best` adds that, `sample_balanced` and `sample_fraction` the choice of
+the anchors that take part in the loss (Ren et al., Faster R-CNN, NIPS 2015, sec. 3.1; Ferreira et al. 2023,
+sec. 3).
 """
 
 from typing import Literal, NamedTuple
@@ -126,6 +127,38 @@ def sample_balanced(
     anchors = jnp.where(valid, jnp.concatenate([positive, negative]), 0)
     labels = (jnp.arange(valid.shape[0]) < max_positives) & valid
     return anchors, labels.astype(jnp.int32), valid
+
+
+def sample_fraction(
+    index: Array, key: Array, *, num: int, positive_fraction: float
+) -> tuple[Array, Array, Array]:
+    """Choose `num` anchors, at most a fraction of them matched, the rest negative, in fixed slots.
+
+    `round(num * positive_fraction)` random matched anchors, or all where they are fewer; then random
+    negatives until there are `num`, or all of them (Girshick, Fast R-CNN, ICCV 2015, sec. 2.3). Without
+    replacement; ignored anchors are never chosen.
+
+    Args:
+      index: i32 "n" as returned by `match`.
+      key: random key.
+      num: slots.
+      positive_fraction: of the slots, in 0..1.
+
+    Returns:
+      `anchors` i32 "num", `labels` i32 "num" (1 or 0) and `valid` bool "num": matched anchors, then
+      negatives, then slots that are not valid (0).
+    """
+    key_positive, key_negative = jax.random.split(key)
+    positive, positive_valid = _sample(index >= 0, key_positive, round(num * positive_fraction))
+    negative, negative_valid = _sample(index == NEGATIVE, key_negative, num)
+    positives, slot = jnp.sum(positive_valid), jnp.arange(num)
+    negative_slot = jnp.maximum(slot - positives, 0)
+    first = slot < positives
+    valid = first | negative_valid[negative_slot]
+    chosen = negative[negative_slot]
+    if len(positive):
+        chosen = jnp.where(first, positive[jnp.minimum(slot, len(positive) - 1)], chosen)
+    return jnp.where(valid, chosen, 0), first.astype(jnp.int32), valid
 
 
 def index_to_labels(index: Array) -> Array:

@@ -25,3 +25,20 @@ def l2_normalize(features, *, epsilon):
     some = square > 0
     norm = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
     return (wide / (norm + epsilon)).astype(features.dtype)
+
+
+def sum_shifted(corr, shifts):
+    """Sum of maps, each read at its own shift: corr "k h w", shifts "k 2" int (dx, dy) -> "h w".
+
+    `out[y, x] = sum_k corr[k, y + dy_k, x + dx_k]`, zero outside the maps. With the correlation of every cell
+    of a template and the cells' places as shifts it is the zero-padded convolution with the template, but the
+    shifts are data: one program serves templates of any shape. Written for one template; `vmap` for more.
+    """
+    maps, height, width = corr.shape
+    x = jnp.arange(width)[None] + shifts[:, :1]
+    y = jnp.arange(height)[None] + shifts[:, 1:]
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    index = jnp.clip(y, 0, height - 1)[:, :, None] * width + jnp.clip(x, 0, width - 1)[:, None, :]
+    flat = corr.reshape(maps, height * width)
+    read = jnp.take_along_axis(flat, index.reshape(maps, -1), axis=1).reshape(corr.shape)
+    return jnp.sum(jnp.where(inside, read, 0.0), axis=0)

@@ -5,7 +5,7 @@ import importlib
 from sm_jax.errors import ConfigError
 from sm_jax.systems.base import System
 
-NAMES = ("os2d", "crossmodal", "ssm", "scnet")
+NAMES = ("os2d", "crossmodal", "ssm", "scnet", "detector", "retrieval", "coae")
 
 __all__ = ["NAMES", "System", "make"]
 

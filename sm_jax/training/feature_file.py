@@ -44,6 +44,7 @@ class FeatureFile:
         compute: Callable[[np.ndarray], Any],
         what: str,
         of: str,
+        needed: bool = False,
     ):
         """Nothing is computed before `fill`.
 
@@ -54,10 +55,12 @@ class FeatureFile:
           compute: pictures f32 (n, H, W, 3) -> features (n, h, w, c).
           what: what the pictures are called, in the plural.
           of: what the weights are called.
+          needed: whether training takes nothing but features, so that `data.cache_trunk` stays on.
         """
         self.path, self.shape = path, shape
         self._picture, self._size, self._of_pictures = picture, size, compute
         self._what, self._of = what, of
+        self._without = "" if needed else ", or set data.cache_trunk=False"
 
     def fill(self, say: Say) -> Path:
         """Compute what is not there yet; returns the path of the finished file.
@@ -77,7 +80,7 @@ class FeatureFile:
         except OSError as error:
             raise ConfigError(
                 f"data.cache_trunk: {self.path.parent} cannot be written ({error.strerror or error}); name a "
-                "folder with data.cache_dir, or set data.cache_trunk=False"
+                f"folder with data.cache_dir{self._without}"
             ) from error
         return self.path
 
@@ -106,7 +109,8 @@ class FeatureFile:
                 found = np.array(self._of_pictures(images))[: len(indices)]
                 if not np.isfinite(found).all():
                     raise ConfigError(
-                        "data.cache_trunk: the features do not fit float16; set data.cache_trunk=False"
+                        f"data.cache_trunk: the features of {self._of} do not fit float16; take other weights"
+                        f"{self._without}"
                     )
                 found[[index in damaged for index in indices]] = np.nan
                 rows[indices[0] : indices[-1] + 1] = found
@@ -138,7 +142,7 @@ class FeatureFile:
             raise ConfigError(
                 f"data.cache_trunk: {self._describe()} do not fit into {partial.parent}, where "
                 f"{free / 1e9:.2f} GB are free; name another folder with data.cache_dir (or the environment "
-                "variable SM_JAX_CACHE), or set data.cache_trunk=False"
+                f"variable SM_JAX_CACHE){self._without}"
             )
         return np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=self.shape), 0
 

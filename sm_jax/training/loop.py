@@ -1,10 +1,10 @@
-"""The loop of a run: save, evaluate, reload, step, report. A resumed run passes every boundary alike."""
+"""The loop of a run: save, evaluate, reload, mine, step, report. A resumed run passes each boundary alike."""
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ class Loop:
       stream: micro-batches.
       take_step: see `step.make_step`.
       make_evaluators: called at the first evaluation.
+      miner: see `trainer.Parts`; None without.
       like: shapes, types and shardings of `state`.
       state, step: where the run starts, then where it is.
       flags: sharding of one integer per device, with which the processes agree to stop.
@@ -49,6 +50,7 @@ class Loop:
     stream: Stream
     take_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     make_evaluators: Callable[[], dict[str, Any]]
+    miner: Any
     like: TrainState
     state: TrainState
     step: int
@@ -73,6 +75,8 @@ class Loop:
                 break
             if self.step in drops:
                 self._reload_best()
+            if self._mining_due() and not self._mine():
+                continue  # a signal: saves this step, and leaves
             self._trace(self.step - first)
             batches = self._next_batches()
             if batches is not None:
@@ -147,15 +151,39 @@ class Loop:
         with self.metrics.pause():
             self.checkpoints.save(self.step, self.state, data=self.stream.state(), meta=meta)
 
+    def _mining_due(self) -> bool:
+        """After saving, so that a run that ends while mining has this step; it mines again when resumed."""
+        if self.miner is None or self.step % self.miner.every:
+            return False
+        return self.stream.memory is None or self.stream.memory.step != self.step
+
+    def _mine(self) -> bool:
+        """Give the training data a new memory; False when a signal broke it off."""
+        self._drain()
+        variables = sharding.to_local(self.state.variables, self.flags.mesh)
+        try:
+            with self.metrics.pause(), self._breakable():
+                memory = self.miner.run(variables, step=self.step, say=self.metrics.say)
+        except Interrupted:
+            return False
+        self.stream.remember(memory)
+        return True
+
+    @contextmanager
+    def _breakable(self) -> Iterator[None]:
+        """A signal raises `Interrupted` here; of several processes the others would wait for this one."""
+        with ExitStack() as stack:
+            if jax.process_count() == 1:
+                stack.enter_context(self.stop.interruptible())
+            yield
+
     def _evaluate(self) -> bool:
         """Evaluate and record; True when a signal broke it off (a resumed run then evaluates this step)."""
         self.metrics.say(f"step {self.step}/{self.config.steps}  evaluates {', '.join(self.evaluators)}")
         variables = sharding.to_local(self.state.averaged, self.flags.mesh)
         results = {}
         try:
-            with self.metrics.pause(), ExitStack() as stack:
-                if jax.process_count() == 1:  # with several the others would wait for this one
-                    stack.enter_context(self.stop.interruptible())
+            with self.metrics.pause(), self._breakable():
                 for name, evaluator in self.evaluators.items():
                     for metric, value in evaluator.run(variables):
                         results[f"{name}/{metric}"] = value

@@ -3,6 +3,7 @@
 Keeping the learning rate out of the optimizer state lets a reloaded state continue with the current rate.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,12 +26,14 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     Parts of the model named in `adam_parts` use `adam`, with `adam_lr` at the schedule's start, whatever the
     others do. `bias_lr` is a factor of the learning rate of every parameter called "bias", and without
     `bias_decay` they have no weight decay; Caffe's networks, such as SSM's, are trained with 2 and False.
-    Parts named in `alternate` take turns of `alternate_every` steps; one that rests keeps its values and its
-    momentum.
+    `part_lr` gives factors of the learning rate of whole parts, and the parts in `no_decay` have no weight
+    decay. Parts named in `alternate` take turns of `alternate_every` steps; one that rests keeps its values
+    and its momentum.
 
     Raises:
-      ConfigError: an unknown name, a `clip_norm`, `ema` or `bias_lr` that no step can use, or `adam_parts`
-        together with `alternate`; from its `init`: a part of either that is not there.
+      ConfigError: an unknown name, a `clip_norm`, `ema`, `bias_lr` or `part_lr` that no step can use, or
+        `adam_parts` together with `alternate`; from its `init`: a part of `adam_parts`, `alternate`,
+        `part_lr` or `no_decay` that is not there.
     """
     if not config.get("clip_norm", 0.0) >= 0 or not 0 <= config.get("ema", 0.0) < 1:
         raise ConfigError(
@@ -40,7 +43,12 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     bias_lr = config.get("bias_lr", 1.0)
     if not 0 < bias_lr < math.inf:
         raise ConfigError(f"optim.bias_lr={bias_lr}: must be positive (1: the rate of all others)")
-    mask = None if config.get("bias_decay", True) else _no_bias
+    part_lr, spared = dict(config.get("part_lr", {})), tuple(config.get("no_decay", ()))
+    if not all(0 < factor < math.inf for factor in part_lr.values()):
+        raise ConfigError(f"optim.part_lr={part_lr}: factors must be positive")
+    mask = None
+    if spared or not config.get("bias_decay", True):
+        mask = functools.partial(_decayed, spared=spared, biases=config.get("bias_decay", True))
     decay = optax.add_decayed_weights(config.get("weight_decay", 0.0), mask)
     adam = optax.scale_by_adam(config.get("b1", 0.9), config.get("b2", 0.999), config.get("eps", 1e-8))
     momentum = config.get("momentum", 0.9)
@@ -52,15 +60,45 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     if config.name not in makers:
         raise ConfigError(f"optim.name={config.name!r} is not known{nearest(config.name, makers)}")
     optimizer = _with_adam_parts(config, makers)
-    return optimizer if bias_lr == 1 else optax.chain(optimizer, optax.stateless(_scale_biases(bias_lr)))
+    if bias_lr != 1:
+        optimizer = optax.chain(optimizer, optax.stateless(_scale_biases(bias_lr)))
+    if part_lr:
+        optimizer = optax.chain(optimizer, optax.stateless(_scale_parts(part_lr)))
+    return _with_parts(optimizer, {"optim.part_lr": part_lr, "optim.no_decay": spared})
 
 
 def _is_bias(path: str) -> bool:
     return path.split("/")[-1] == "bias"
 
 
-def _no_bias(parameters: dict[str, Array]) -> dict[str, bool]:
-    return {path: not _is_bias(path) for path in parameters}
+def _decayed(parameters: dict[str, Array], *, spared: tuple[str, ...], biases: bool) -> dict[str, bool]:
+    """Which parameters have weight decay."""
+    return {path: path.split("/")[0] not in spared and (biases or not _is_bias(path)) for path in parameters}
+
+
+def _scale_parts(factors: dict[str, float]) -> Callable[..., dict[str, Array]]:
+    def scale(directions, parameters=None):
+        del parameters
+        return {path: x * factors.get(path.split("/")[0], 1.0) for path, x in directions.items()}
+
+    return scale
+
+
+def _with_parts(
+    optimizer: optax.GradientTransformation, named: dict[str, Any]
+) -> optax.GradientTransformation:
+    """`optimizer`, whose `init` refuses a model that trains none of a part that an option names."""
+    if not any(named.values()):
+        return optimizer
+
+    def init(parameters):
+        there = {path.split("/")[0] for path in parameters}
+        for option, parts in named.items():
+            if missing := [part for part in parts if part not in there]:
+                raise ConfigError(f"{option}: the model trains no part called {', '.join(missing)}")
+        return optimizer.init(parameters)
+
+    return optax.GradientTransformation(init, optimizer.update)
 
 
 def _scale_biases(factor: float) -> Callable[..., dict[str, Array]]:
@@ -118,21 +156,29 @@ def _alternate(
 def make_schedule(config: Any, steps: int) -> Callable[[Array], Array]:
     """Learning rate by step (int32, from 0) from `config.optim`.
 
-    `multistep` multiplies by `gamma` from each of `milestones` on; `cosine` falls to `lr_end` (0) at `steps`;
+    `multistep` multiplies by `gamma` from each of `milestones` on, `exponential` after every `decay_every`
+    steps (as a rule an epoch); `cosine` falls to `lr_end` (0) at `steps`;
     `constant` stays. With `warmup` = w, step s < w has (s + 1) / w of the rate.
     """
     lr, warmup = float(config.lr), int(config.get("warmup", 0))
     milestones = tuple(config.get("milestones", ()))
     if list(milestones) != sorted(set(milestones)) or any(at < 1 for at in milestones):
         raise ConfigError(f"optim.milestones={milestones}: steps must be positive and increasing")
-    names = ("multistep", "cosine", "constant")
+    names = ("multistep", "exponential", "cosine", "constant")
     if config.schedule not in names:
         raise ConfigError(f"optim.schedule={config.schedule!r} is not known{nearest(config.schedule, names)}")
+
+    if config.schedule == "exponential" and (config.decay_every < 1 or not config.gamma > 0):
+        raise ConfigError(
+            f"optim.decay_every={config.decay_every}, gamma={config.gamma}: both must be positive"
+        )
 
     def rate(step: Array) -> Array:
         if config.schedule == "multistep":
             table = jnp.asarray([lr * config.gamma**k for k in range(len(milestones) + 1)], jnp.float32)
             value = table[jnp.sum(step >= jnp.asarray(milestones, jnp.int32))]
+        elif config.schedule == "exponential":
+            value = lr * jnp.float32(config.gamma) ** (step // config.decay_every).astype(jnp.float32)
         elif config.schedule == "cosine":
             end = config.get("lr_end", 0.0)
             done = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)

@@ -11,7 +11,8 @@ import sm_jax
 from sm_jax.errors import ConfigError
 
 # Differences in these make the state of a run meaningless for the other config; names in HARMLESS do not.
-STATE_KEYS = ("system", "model.", "init.", "optim.name", "optim.adam_parts", "optim.ema")
+# With another category left out (SCNet) the run would be measured on what it was trained on before.
+STATE_KEYS = ("system", "model.", "init.", "data.leave_out", "optim.name", "optim.adam_parts", "optim.ema")
 HARMLESS = ("model.remat",)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

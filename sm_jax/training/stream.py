@@ -79,6 +79,16 @@ class Stream:
         self._peeked = self._boundary = None
         self._iterator.set_state(state["bytes"].encode() if as_bytes else state)
 
+    @property
+    def memory(self) -> Any:
+        """What the iterator's batches are made from besides the data; None without."""
+        return getattr(self._iterator, "memory", None)
+
+    def remember(self, memory: Any) -> None:
+        """From the next step on make batches from that memory; one that was read ahead is made again."""
+        self.restore(self.state())
+        self._iterator.remember(memory)
+
     def _take(self) -> dict[str, np.ndarray]:
         if self._peeked is None:
             return self._read()

@@ -36,6 +36,10 @@ class Parts(NamedTuple):
         (metric name, value).
       metric_names: `config -> names` of the results that evaluation will give, as far as they are known
         before it; None where they are not.
+      check_evaluation: raises for a config what its evaluation would refuse, as far as that is known before.
+      make_miner: `config -> miner` that looks through the training data now and then, or None: every
+        `miner.every` steps `miner.run(variables, step=, say=)` gives the iterator's new memory, which has a
+        `step` (see `mining` and `Stream.remember`).
     """
 
     make_system: Callable[[Any], System]
@@ -43,12 +47,14 @@ class Parts(NamedTuple):
     initialize: Callable[[Any, Any], tuple[Any, list[str]]]
     make_evaluators: Callable[[Any, System], dict[str, Any]]
     metric_names: Callable[[Any], Sequence[str] | None] = lambda config: None
+    check_evaluation: Callable[[Any], None] = lambda config: None
+    make_miner: Callable[[Any], Any] = lambda config: None
 
 
 def default_parts() -> Parts:
     """The parts that a config names, from `sm_jax.systems`, `.data`, `.weights` and `.evaluators`."""
     from sm_jax import evaluators, systems, weights
-    from sm_jax.training import trunk
+    from sm_jax.training import mining, trunk
 
     return Parts(
         make_system=systems.make,
@@ -56,6 +62,8 @@ def default_parts() -> Parts:
         initialize=weights.initialize,
         make_evaluators=evaluators.make,
         metric_names=evaluators.metric_names,
+        check_evaluation=evaluators.check,
+        make_miner=mining.make_miner,
     )
 
 
@@ -87,6 +95,8 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
         mesh = sharding.make_mesh(config.mesh)
         checkpoints = stack.enter_context(_open_checkpoints(config, folder))
         _check_best_metric(config, parts)
+        if config.get("eval_every", 0):  # the first evaluation may be hours away
+            parts.check_evaluation(config)
         latest, position, notes = _find_run(config, folder, checkpoints)
         # Bad sections are refused here rather than after data and weights are loaded.
         system, optimizer = parts.make_system(config), optim.make_optimizer(config.optim)
@@ -116,6 +126,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
             variables = stream.complete(variables)
             state = jax.jit(new_state, out_shardings=shardings)(variables)
         stream.check(state.variables)
+        miner = parts.make_miner(config)
 
         if jax.process_index() == 0:  # only now: a run that could not start leaves no config behind
             rundir.write_json(folder / "config.json", rundir.to_dict(config))
@@ -128,6 +139,7 @@ def train(config: Any, workdir: str | os.PathLike, *, parts: Parts | None = None
                 system, optimizer, config, np.asarray(jax.random.key_data(step_key)), shardings, flags
             ),
             make_evaluators=lambda: parts.make_evaluators(config, system),
+            miner=miner,
             like=like,
             state=state,
             step=latest or 0,

@@ -23,7 +23,9 @@ from sm_jax.training.feature_file import Say
 from sm_jax.weights import start
 from sm_jax.weights.io import flatten, unflatten
 
-SYSTEMS = ("crossmodal", "scnet", "ssm")
+SYSTEMS = ("crossmodal", "retrieval", "scnet", "ssm")
+NEEDED = ("scnet",)
+"""The systems that train on stored features only; their trunk's module has a `check(config)`."""
 VERSION = 1  # of how features are made; another one makes all files anew
 OTHER_SPLITS = ("num_val", "num_test", "num_seen")
 FINGERPRINTED = 16  # pictures whose pixels stand for the data set
@@ -64,22 +66,43 @@ def make_train_iterator(config: Any, *, say: Say | None = None) -> Any:
     """
     from sm_jax import data
 
+    if config.system in NEEDED:  # before regions are proposed for minutes
+        _module(config).check(config)
     if not config.data.get("cache_trunk", False):
-        return data.make_train_iterator(config)
+        iterator = data.make_train_iterator(config)
+        if config.system == "retrieval":
+            from sm_jax.training.trunk_retrieval import Starting
+
+            return Starting(config, iterator)
+        return iterator
     if config.system not in SYSTEMS:
         raise ConfigError(f"data.cache_trunk: is for {', '.join(SYSTEMS)}, not for {config.system}")
     data.make_train_iterator(config)  # what is wrong with the data is said before minutes of computing
-    trunk = importlib.import_module(f"sm_jax.training.trunk_{config.system}").Trunk(config)
-    iterator = data.make_train_iterator(config, trunk=trunk.fill(say or _print))
-    return Checked(iterator, trunk)
+    trunk = _module(config).Trunk(config)
+    iterator = data.make_train_iterator(config, trunk=trunk.fill(say or print_line))
+    return Checked(iterator, trunk, needed=config.system in NEEDED)
+
+
+def _module(config: Any) -> Any:
+    return importlib.import_module(f"sm_jax.training.trunk_{config.system}")
 
 
 class Checked:
     """A training iterator on stored features; `check` tells whether they are those of a model's trunk."""
 
-    def __init__(self, iterator: Any, trunk: Trunk):
+    def __init__(self, iterator: Any, trunk: Trunk, *, needed: bool = False):
         self._iterator, self._trunk = iterator, trunk
+        self._without = "" if needed else "set data.cache_trunk=False, or "
         self.get_state, self.set_state, self.close = iterator.get_state, iterator.set_state, iterator.close
+
+    @property
+    def memory(self) -> Any:
+        """As of `data.pipeline.TrainIterator`."""
+        return self._iterator.memory
+
+    def remember(self, memory: Any) -> None:
+        """As of `data.pipeline.TrainIterator`."""
+        self._iterator.remember(memory)
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
@@ -93,28 +116,30 @@ class Checked:
         """Raise `WeightsError` if training would go on from other frozen weights than the features are of."""
         if self._trunk.hash_of(variables) != self._trunk.weights_hash:
             raise WeightsError(
-                "the frozen part of this run is not what config.init names: the file has changed since; set "
-                "data.cache_trunk=False, or use another --workdir"
+                "the frozen part of this run is not what config.init names: the file has changed since; "
+                f"{self._without}use another --workdir"
             )
 
 
 # what the trunks of all systems need -----------------------------------------------------------------
 
 
-def load(shapes: Mapping[str, Any], init: Any, *, backbone: str) -> tuple[Any, str]:
+def load(shapes: Mapping[str, Any], init: Any, *, backbone: str, needed: bool = False) -> tuple[Any, str]:
     """The variables of `shapes` (abstract, of the parts that hold the frozen weights) and their name.
 
     Args:
       init: config section; its keys mean what they mean at the start of a run (`weights.start`).
       backbone: a name to propose where none is given.
+      needed: of a system of `NEEDED`.
     """
     parts = start.parts_of(shapes)
     wanted = {key: init.get(key, "") for key in dict.fromkeys(("model", "backbone", *parts))}
     names = [wanted["model"] or start.asked_for(wanted, part) for part in parts]
     if not all(names):
+        whole = "" if needed else ", or train everything with model.trainable=all"
         raise ConfigError(
             "data.cache_trunk: the frozen part would start from random numbers; name real features with "
-            f"init.backbone={backbone}, or train everything with model.trainable=all"
+            f"init.backbone={backbone}{whole}"
         )
     variables, _ = start.initialize(unflatten(dict(shapes)), wanted)
     return variables, ", ".join(dict.fromkeys(names))
@@ -162,7 +187,8 @@ def file_path(config: Any, name: str, *hashes: str) -> Path:
     return folder.absolute() / f"{config.system}-{name}-{key[:16]}.npy"
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print on the first process."""
     if jax.process_index() == 0:
         print(line, flush=True)
         sys.stdout.flush()

@@ -19,6 +19,30 @@ from sm_jax.training.feature_file import FeatureFile, Say
 from sm_jax.weights.io import flatten
 
 
+def check(config: Any) -> None:
+    """Refuse a config that SCNet cannot be trained with, before its data is opened; raises ConfigError."""
+    net = model.ModelConfig.create(config.model)
+    if not config.data.get("cache_trunk", False):
+        raise ConfigError(
+            "data.cache_trunk=False: SCNet trains on stored features of its frozen trunk; leave it on"
+        )
+    if net.trainable != "heads":
+        raise ConfigError(
+            f"model.trainable={net.trainable}: SCNet trains on stored features of its trunk, which therefore "
+            "stays as it is; leave it at heads"
+        )
+    if tuple(net.image_size) != (scnet_pairs.SIDE, scnet_pairs.SIDE):
+        raise ConfigError(
+            f"model.image_size: training pictures have {scnet_pairs.SIDE} x {scnet_pairs.SIDE} pixels, "
+            f"not {net.image_size}"
+        )
+    if not model.trainable(net, "fc/kernel") and not config.init.get("model", ""):
+        raise ConfigError(
+            "model.agplus_schedule=freeze_a keeps the appearance embedding, which would be random; "
+            "start from a trained A (configs/scnet.py:start=RUN), or take schedule=alternate or joint"
+        )
+
+
 class Trunk:
     """See `trunk.Trunk`.
 
@@ -27,23 +51,14 @@ class Trunk:
     """
 
     def __init__(self, config: Any):
+        check(config)
         self._model = model.ModelConfig.create(config.model)
         self._statistics = None
-        if tuple(self._model.image_size) != (scnet_pairs.SIDE, scnet_pairs.SIDE):
-            raise ConfigError(
-                f"model.image_size: training pictures have {scnet_pairs.SIDE} x {scnet_pairs.SIDE} pixels, "
-                f"not {self._model.image_size}"
-            )
-        if self._model.trainable != "heads":
-            raise ConfigError(
-                "data.cache_trunk: with model.trainable=all the features change with every step; SCNet "
-                "trains with a frozen trunk, model.trainable=heads"
-            )
         shapes = flatten(jax.eval_shape(lambda: model.init(self._model, jax.random.key(0))))
         if not config.init.get("model", ""):
             shapes = {name: leaf for name, leaf in shapes.items() if name.split("/")[1] == "backbone"}
         wanted = model.BACKBONES[self._model.backbone].weights
-        self.variables, name = trunk.load(shapes, config.get("init", {}), backbone=wanted)
+        self.variables, name = trunk.load(shapes, config.get("init", {}), backbone=wanted, needed=True)
         source = data.make_training_pairs(config)
         pictures = source.pictures
         if self._model.input_norm == "dataset_pixel" and "input" not in self.variables.get("batch_stats", {}):
@@ -65,6 +80,7 @@ class Trunk:
             compute=self._compute,
             what="pictures",
             of=name,
+            needed=True,
         )
 
     def complete(self, variables: Any) -> Any:

@@ -131,7 +131,7 @@ def _imagenet(leaves: Mapping[str, Any]) -> str:
 def _untrained(parts: list[str], flat: Mapping[str, Any]) -> list[str]:
     """Report lines of all parts that nothing was loaded for; the small heads share one."""
     known = [part for part in parts if is_backbone(part) or part == "transform"]
-    heads = [part for part in parts if part not in known]
+    heads = [part for part in parts if part not in known and part != "pool"]  # an exponent, not random
     lines = [_advice(part, _part(flat, part)) for part in known]
     if heads:
         lines.append(

@@ -166,9 +166,12 @@ def sampled(arrays, key):
     [("last2", 2e-3, 1e-5), pytest.param("all", 5e-2, 1e-3, marks=pytest.mark.slow)],
 )
 def test_loss_gradients_and_statistics(trainable, tolerance, floor):
-    """The gradient of a shift before a norm is 0, rounding apart (`floor`). Single cells at a bend of ReLU6
-    fall to either side of it in float32, on every processor others, and through all units that moves single
-    elements by far more than the rest: gradients are compared as whole tensors (`tolerance`)."""
+    """The gradient of a shift before a norm is 0, rounding apart (`floor`).
+
+    Single cells at a bend of ReLU6 fall to either side of it in float32, on every processor others, and
+    through all units that moves single elements by far more than the rest: gradients are compared as whole
+    tensors (`tolerance`).
+    """
     settings, arrays = config(trainable), batch()
     cut = model.cut(settings)
     if cut:

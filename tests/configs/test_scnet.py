@@ -74,6 +74,14 @@ def test_embeddings_take_turns_by_epochs():
     assert frozen("fc_geometry/kernel") and not frozen("fc/kernel")
 
 
+@pytest.mark.parametrize("arg, other", [("freeze_a", "alternate"), ("alternate", "joint")])
+def test_a_schedule_that_the_optimizer_does_not_follow_is_refused(arg, other):
+    config = scnet.get_config(f"variant=AG+,schedule={arg}")
+    config.model.agplus_schedule = other
+    with pytest.raises(ConfigError, match=f"configs/scnet.py:schedule={other} sets both"):
+        systems.make(config)
+
+
 def test_pf_willow_is_trained_on_by_leaving_out_a_category(tmp_path):
     root = willow(tmp_path / "willow", classes=("car(S)", "car(M)", "duck(S)"))
     plain = scnet.get_config(f"data={root}")
@@ -98,6 +106,7 @@ def test_pf_willow_is_trained_on_by_leaving_out_a_category(tmp_path):
     "arg, message",
     [
         ("variant=B", "must be one of A, AG, AG+"),
+        ("backbone=resnet5", "backbone=resnet5: unknown; did you mean 'resnet50'"),
         ("epochs=-1", "at least 1"),
         ("data=", "give the path"),
         ("data=/no/such", "no such file"),

@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 
 from sm_jax import matlab
+from sm_jax.data.scnet_pairs import common
 from sm_jax.data.sources import keypoint_pairs, pf_pascal
 from sm_jax.data.sources.keypoint_pairs import check_overlap, open_pairs, protocol_id
 from sm_jax.data.sources.pair_records import class_splits, points
@@ -63,6 +64,7 @@ def test_a_category_is_left_out_whole(tmp_path):
     found = open_pairs(pair_maker.willow(tmp_path, ("car(G)", "car(S)", "duck(S)")))
     train, test = found.leave_out("car")
     assert train.class_names == ("duck(S)",) and test.class_names == ("car(G)", "car(S)")
+    fails("no split 'train' of pairs; there are test; leave_out=CATEGORY trains on all", found.split, "train")
     fails("no pairs of the category 'cars'; did you mean 'car'", found.leave_out, "cars")
     fails("only category", train.leave_out, "duck")
 
@@ -82,7 +84,7 @@ def test_pascal_from_its_table(tmp_path, caplog):
     assert pair.visible.tolist() == [True, True, False]
     assert found[0].keypoints_target.tolist() == [[4.5, 5.5]]
     assert len(found.split("train")) == 4 and len(open_pairs(tmp_path, split="val")) == 1
-    fails("no split 'test' of pairs", found.split, "test")
+    fails("no split 'test' of pairs; there are train, val$", found.split, "test")
 
 
 def write_lists(root, folder):
@@ -123,7 +125,7 @@ def test_pairs_without_a_common_point_are_left_out_and_noted(tmp_path):
     root = pair_maker.pascal(tmp_path)
     pair_maker.annotation(root, "bus", "2008_000002", [[NAN, NAN], [NAN, NAN], [NAN, NAN]])
     found = open_pairs(root)
-    assert len(found) == 3 and found.notes[0].startswith("2 pairs share no visible key-point")
+    assert len(found) == 3 and found.notes[0].startswith("2 pairs left out: no key-point is visible")
 
 
 def test_pascal_faults(tmp_path):
@@ -158,6 +160,7 @@ def test_list_faults(tmp_path):
         (f"{HEADER}\na,b,1,1;2,1,1,1\n", "line 2: unlike numbers of coordinates"),
         (f"{HEADER}\na,b,1,1;x,1;1,1;1,1;1\n", "line 2: XA is not a list of numbers"),
         (f"{HEADER}\na\n", "line 2: has more or fewer values"),
+        (f"{HEADER}\na,b, ,1,1,1,1\n", "line 2: class is empty"),
     ):
         (root / "test_pairs.csv").write_text(text)
         fails(words, open_pairs, root)
@@ -228,6 +231,8 @@ def test_own_csv_faults(own):
     fails(r"line 2: key-point 0 is \[nan, 1.0\]", read, "a.png,b.png,x,nan,1,1,1")
     fails(r"line 2: key-point 1 is \[inf, 1.0\]", read, "a.png,b.png,x,2;inf,1;1,1;1,1;1")
     fails(r"unlike numbers of coordinates \(XA 1, YA 1, XB 2, YB 2\)", read, "a.png,b.png,x,1,1,1;2,1;2")
+    row = "a.png,b.png,x,1,1,1,1,val"
+    fails("column 'splt' is unknown; did you mean 'split'", read, row, f"{HEADER},splt")
     fails("no pair with a key-point that is visible", read, "a.png,b.png,x,-1,-1,1,1")
     fails("columns XA, YA, XB, YB are missing", read, "a.png,b.png,x", "source_image,target_image,class")
     fails("no such", open_pairs, own / "nothing.csv")
@@ -253,6 +258,32 @@ def test_own_json_faults(own):
     fails("keypoints_source: the key-points are not numbers", read, [pair | {"keypoints_source": [["x", 1]]}])
     fails(r"found \(1, 3\)", read, [pair | {"keypoints_source": [[1, 2, 3]]}])
     fails("not numbers", read, [pair | {"keypoints_source": [[1, 2], [3]]}])
+    fails(r"pairs\[1\]: key 'splt' is unknown; did you mean 'split'", read, [pair, pair | {"splt": "val"}])
+
+
+@pytest.mark.parametrize("convention, shift", [("edges", 0), ("matlab", 0.5)])
+def test_an_own_point_either_counts_or_is_refused(own, convention, shift):
+    """What `points.present` takes for absent, without a mark, would silently teach and measure nothing."""
+
+    def read(x, y):
+        pair = {"source": "a.png", "target": "b.png", "keypoints_target": [[9, 9], [8, 8]]}
+        xy = [[x + shift, y + shift], [5, 5]]
+        (own / "pairs.json").write_text(json.dumps([pair | {"keypoints_source": xy}]))
+        return open_pairs(own / "pairs.json", convention=convention)
+
+    for x, y in ((-0.4, 30), (60.9, 40.9)):
+        (pair,) = read(x, y)
+        assert pair.visible.all() and len(common(pair.keypoints_source, pair.keypoints_target)[0]) == 2
+    for x, y in ((-0.5, 30), (-0.9, 30), (-1, 30), (20, -1), (61.1, 3)):
+        fails(r"key-point 0 .* lies outside the picture of 60x40; an invisible one is null", read, x, y)
+
+
+def test_published_points_that_count_nowhere_are_not_visible(tmp_path):
+    root = pair_maker.pascal(tmp_path)
+    pair_maker.annotation(root, "bus", "2008_000001", [[0.0, 5.0], [10.5, 12.0], [30.0, 21.0]])
+    pair = open_pairs(root)[2]
+    assert pair.visible.tolist() == [False, True, True]
+    assert len(common(pair.keypoints_source, pair.keypoints_target)[0]) == 2
 
 
 def test_what_is_not_recognised(tmp_path):
@@ -310,7 +341,7 @@ def test_overlap_is_refused_unless_forced(tmp_path):
     # the same picture under another name
     content = (tmp_path / "car(S)" / "p_0.png").read_bytes()
     (tmp_path / "duck(S)" / "p_2.png").write_bytes(content)
-    fails("1 images of the test", check_overlap, car, duck, by="images")
+    fails("1 image of the test is also", check_overlap, car, duck, by="images")
     fails("by='files'", check_overlap, car, duck, by="files", kind=ConfigError)
 
 

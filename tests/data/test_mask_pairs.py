@@ -26,6 +26,9 @@ def caltech(root, classes=("beaver", "Faces"), count=3):
 
 
 def test_caltech_outlines_count_from_the_box(tmp_path):
+    picture(
+        tmp_path / "101_ObjectCategories" / "BACKGROUND_Google" / "image_0001.jpg", 1
+    )  # as it is published
     pairs = mask_pairs.read_caltech(caltech(tmp_path), per_class=2)
     assert [pair.class_name for pair in pairs] == ["Faces", "Faces", "beaver", "beaver"]
     assert mask_pairs.is_caltech(tmp_path) and not mask_pairs.is_parts(tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from sm_jax.data import os2d, sources, transforms
 from sm_jax.data.measure import measure, query_canvas
+from sm_jax.data.patches import HardPatches
 from sm_jax.errors import ConfigError, DataError, ImageError
 from tests.data import makers
 
@@ -293,3 +294,143 @@ def test_query_canvas():
         canvas = query_canvas(Shapes(shape))
         fitted = transforms.fit_query(shape, canvas)
         assert fitted[0] <= canvas[0] and fitted[1] <= canvas[1]
+
+
+# hard patches -------------------------------------------------------------------------------------
+
+
+def _memory(count=7, **items):
+    """Image i has a "neg" of class 3 and a "pos" of class 4 at (2 i, 0); `items` replaces those of one."""
+    memory = HardPatches.empty(count, 2)
+    for index in range(count):
+        for role, label in items.get(f"image{index}", {0: 3, 1: 4}).items():
+            memory.labels[index, role, 0] = label
+            memory.crops[index, role, 0] = [2 * index, 0, 2 * index + 24, 32]
+    return memory
+
+
+def _mined(memory, source=None, **changes):
+    defaults = {"batch_size": 3, "class_batch_size": 4, "hard_patches": True}
+    return os2d.BatchBuilder(source or FakeSource(), _options(**defaults | changes)).with_memory(memory)
+
+
+def test_the_first_half_takes_negatives_the_rest_positives():
+    builder = _mined(_memory())
+    for k in range(5):
+        patches = builder.patches(k, builder.picks(k))
+        assert [patch.role for patch in patches] == ["neg", "pos", "pos"]  # floor(3 / 2) negatives
+        assert {3, 4} <= set(builder[k]["class_ids"].tolist())
+    only_neg = _mined(_memory(**{f"image{i}": {0: 1} for i in range(7)}))
+    assert [patch.role for patch in only_neg.patches(0, only_neg.picks(0))] == ["neg"] * 3
+    only_loc = _mined(_memory(**{f"image{i}": {2: 1} for i in range(7)}))
+    assert [patch.role for patch in only_loc.patches(0, only_loc.picks(0))] == ["pos_loc"] * 3
+
+
+def test_a_patch_replaces_the_random_crop():
+    class Ramp(FakeSource):
+        def image(self, index):
+            return np.broadcast_to(np.arange(80, dtype=np.uint8)[None, :, None], (60, 80, 3)).copy()
+
+    builder = _mined(_memory(), Ramp(), crop=(32, 24))
+    batch = builder[2]
+    for row, index in enumerate(builder.picks(2)):
+        expected = np.arange(2 * index, 2 * index + 24, dtype=np.uint8)
+        np.testing.assert_array_equal(batch["image"][row, 5, :, 0], expected)
+        box = Ramp().annotation(index)["boxes"][0] - np.float32([2 * index, 0, 2 * index, 0])
+        assert box.tolist() in batch["boxes"][row].tolist()
+
+
+def test_what_lies_beyond_the_image_is_black():
+    memory = _memory()
+    memory.crops[...] = [50, 40, 98, 104]  # 48 x 64 of which 30 x 20 are inside
+    batch = _mined(memory, crop=(64, 48))[0]
+    assert batch["image"][:, :20, :30].all()
+    assert not batch["image"][:, 20:].any() and not batch["image"][:, :, 30:].any()
+
+
+def test_images_without_patches_take_random_crops():
+    plain = os2d.BatchBuilder(FakeSource(), _options(batch_size=3, class_batch_size=4))
+    for memory in (None, HardPatches.empty(7, 2)):
+        mined = _mined(memory)
+        for k in range(3):
+            for name, value in plain[k].items():
+                np.testing.assert_array_equal(mined[k][name], value)
+
+
+def test_forced_classes_take_places_of_the_class_batch():
+    builder = os2d.BatchBuilder(FakeSource(7, 9), _options(class_batch_size=3))
+    rng = np.random.default_rng(0)
+    assert builder.class_batch([1, 2], rng, [8, 7, 8]).tolist() == [7, 8, -1]  # 3 items: no place left
+    found = {tuple(builder.class_batch([1, 2], rng, [8])) for _ in range(30)}
+    assert found == {(0, 1, 8), (0, 2, 8), (1, 2, 8)}
+    assert builder.class_batch([1], rng, [1]).tolist() in ([0, 1, -1], [1, -1, -1])
+
+
+def test_a_replaced_image_drops_the_patch():
+    batches = [_mined(_memory(6), FakeSource(6, broken=[2]))[k] for k in range(4)]
+    assert all(batch["valid"].all() for batch in batches)
+
+
+def test_processes_choose_the_same_patches():
+    options = _options(class_batch_size=4, hard_patches=True)
+    whole = os2d.BatchBuilder(FakeSource(), options).with_memory(_memory())
+    parts = [
+        os2d.BatchBuilder(FakeSource(), options, process_index=i, process_count=2).with_memory(_memory())
+        for i in range(2)
+    ]
+    for name, value in whole[3].items():
+        if name != os2d.SKIPPED:
+            rows = np.concatenate([part[3][name] for part in parts])
+            np.testing.assert_array_equal(rows, value)
+
+
+def test_memory_must_fit():
+    with pytest.raises(DataError, match="of 5 training pictures, the split has 7"):
+        _mined(_memory(5))
+    assert os2d.BatchBuilder(FakeSource(), _options()).with_memory(_memory()).memory is None
+    assert _mined(_memory().json)[1]["image"].tobytes() == _mined(_memory())[1]["image"].tobytes()
+    with pytest.raises(
+        ConfigError, match="class_batch_size=3: hard-patch mining needs at least batch_size=4"
+    ):
+        _options(hard_patches=True)
+
+
+# class pictures cut from the training images ------------------------------------------------------
+
+
+def test_extra_class_pictures_are_the_boxes_that_are_not_difficult():
+    """Class 1 is in the images 1 and 4 of 6, whose pixels are 11 and 14; its own picture is 101."""
+    source = FakeSource(6, 3)
+    builder = os2d.BatchBuilder(source, _options(extra_query_pictures=True, canvas=(32, 32)))
+    seen = {}
+    for k in range(80):
+        batch = builder[k]
+        for row, label in enumerate(batch["class_ids"]):
+            if label >= 0:
+                seen.setdefault(int(label), []).append(int(batch["query"][row, 0, 0, 0]))
+    assert {label: set(values) for label, values in seen.items()} == {
+        0: {100, 10, 13},
+        1: {101, 11, 14},
+        2: {102, 12, 15},
+    }
+    counts = np.unique(seen[1], return_counts=True)[1] / len(seen[1])
+    assert (counts > 0.15).all()  # uniform over the three, by far fewer than 80 draws would allow else
+
+
+def test_an_extra_class_picture_that_cannot_be_read_gives_way_to_the_given_one():
+    source = FakeSource(6, 3, broken=[1, 4])
+    builder = os2d.BatchBuilder(source, _options(extra_query_pictures=True, canvas=(32, 32)))
+    for k in range(10):
+        batch = builder[k]
+        for row, label in enumerate(batch["class_ids"]):
+            assert label != 1 or batch["query"][row, 0, 0, 0] == 101
+
+
+def test_the_canvas_holds_the_boxes_too():
+    class Wide(FakeSource):
+        def annotation(self, index):
+            boxes = np.array([[0, 10, 80, 20], [0, 0, 4, 60]], np.float32)  # the second is difficult
+            return super().annotation(index) | {"boxes": boxes}
+
+    assert query_canvas(Wide(), side=64) == (64, 96)
+    assert query_canvas(Wide(), side=64, boxes=True) == (64, 192)

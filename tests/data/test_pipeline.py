@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sm_jax import data
 from sm_jax.data import pipeline
+from sm_jax.data.patches import HardPatches
 from sm_jax.errors import ConfigError, DataError
 from tests.data import makers
 
@@ -98,6 +99,60 @@ def test_grain_checkpoint(tmp_path):
             _equal(next(iterator), expected[2])
 
 
+def _mined(root, **changes):
+    """A config with mining, and a memory of it: one crop for every image."""
+    config = _config(root, mining={"enabled": True}, **changes)
+    memory = HardPatches.empty(len(data.make_source(config.data, "train")), 1, step=1)
+    memory.labels[:], memory.crops[:] = 1, [0, 0, 30, 20]
+    return config, memory
+
+
+def test_boxes_as_class_pictures(tmp_path):
+    root = makers.voc(tmp_path, 6)
+    plain, extra = _take(_config(root), 4), _take(_config(root, mine_extra_class_images=True), 4)
+    for one, other in zip(plain, extra, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    assert any(
+        not np.array_equal(one["query"], other["query"]) for one, other in zip(plain, extra, strict=True)
+    )
+
+
+def test_memory_is_part_of_the_state(tmp_path):
+    config, memory = _mined(makers.voc(tmp_path, 6))
+    plain = _take(config, 4)
+    with data.make_train_iterator(config) as iterator:
+        _equal(next(iterator), plain[0])
+        before = iterator.get_state()
+        iterator.remember(memory)
+        state = iterator.get_state()
+        mined = [next(iterator) for _ in range(2)]
+        iterator.set_state(before)
+        assert iterator.memory is None and before == b'{"next_batch": 1}'
+        _equal(next(iterator), plain[1])
+    assert not np.array_equal(mined[0]["image"], plain[1]["image"])
+    with data.make_train_iterator(config) as iterator:
+        iterator.set_state(state)
+        assert iterator.get_state() == state and iterator.memory.step == 1
+        for batch in mined:
+            _equal(next(iterator), batch)
+    with data.make_train_iterator(_config(config.data.source)) as iterator:
+        iterator.set_state(state)  # mining was switched off: random crops again
+        _equal(next(iterator), plain[1])
+
+
+def test_a_new_memory_reaches_the_workers(tmp_path):
+    config, memory = _mined(makers.voc(tmp_path, 6))
+    with data.make_train_iterator(config) as iterator:
+        next(iterator)
+        iterator.remember(memory)
+        expected = next(iterator)
+    config.data.workers = 1
+    with data.make_train_iterator(config) as iterator:
+        next(iterator)
+        iterator.remember(memory)
+        _equal(next(iterator), expected)
+
+
 def test_close_and_go_on(tmp_path):
     config = _config(makers.voc(tmp_path, 6))
     expected = _take(config, 3)
@@ -170,7 +225,8 @@ def test_corrupt_picture_in_a_folder_per_class(tmp_path):
 def test_config_errors(tmp_path):
     root = makers.voc(tmp_path, 3)
     for config, words in (
-        (_config(root, mining=True), "mining"),
+        (_config(root, mining=True), "data.mining=True: is a section now"),
+        (_config(root, mining={"enabled": True}, class_batch_size=1), "class_batch_size=1: hard-patch"),
         (_config(root, workers=-1), "workers"),
         (_config(root / "nowhere"), "neither 'shelves' nor an existing"),
         (_config(""), "data.source"),

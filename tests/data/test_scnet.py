@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from sm_jax import boxes as box_lib
+from sm_jax import data
 from sm_jax.data import scnet
 from sm_jax.data.scnet_pairs import SIDE
 from sm_jax.data.sources.keypoint_pairs import open_pairs
@@ -100,7 +102,7 @@ def test_mirrored_pairs_keep_their_labels(source):
     )
 
 
-def test_pairs_that_teach_nothing_are_left_out_with_a_reason(path, proposals, tmp_path):
+def test_pairs_that_teach_nothing_are_left_out_with_a_reason(path, proposals, caplog, monkeypatch):
     pairs = open_pairs(path, split="train")
     few = np.where(np.arange(len(pairs[0].keypoints_source))[:, None] < 2, pairs[0].keypoints_source, np.nan)
     line = np.linspace([20.0, 20], [60, 60], len(pairs[1].keypoints_source))
@@ -116,8 +118,39 @@ def test_pairs_that_teach_nothing_are_left_out_with_a_reason(path, proposals, tm
     text = "\n".join(found.notes)
     assert "1 of 4 pairs left out: 2 key-points are in both images" in text
     assert "one line" in text and "no region lies on the object" in text
+    counted = {"batch_size": 1, "steps": 8, "eval_every": 4, "optim": {"alternate_every": 4}}
+    note = found.epoch_note(ConfigDict(counted))
+    assert note == (
+        "an epoch has 1 step, not the 4 of all listed pairs, by which the config counts: steps=8 are 8 "
+        "epochs; to end with it set eval_every=1 and optim.alternate_every=1"
+    )
+    monkeypatch.setattr(data, "make_training_pairs", lambda config: found)
+    config = ConfigDict(counted | {"data": {"source": "mine", "proposals": N}})
+    data._scnet_builder(config)
+    data._scnet_builder(config, trunk=Maps())
+    assert caplog.text.count(f"mine: {note}") == 1
+    assert found.epoch_note(ConfigDict(counted | {"eval_every": 3, "optim": {}})).endswith("8 epochs")
+    assert found.epoch_note(ConfigDict(counted | {"batch_size": 4})) == ""
     with pytest.raises(DataError, match="no pair to train on; 1 of 1 pairs left out"):
         scnet.TrainingPairs(replace(pairs, pairs=(changed[0],)), proposals)
+
+
+def test_regions_from_files(path, tmp_path):
+    pairs = open_pairs(path, split="val")
+    ends = dict.fromkeys(end for pair in pairs for end in (pair.source, pair.target))
+    for number, end in enumerate(ends):
+        np.save(tmp_path / f"{end.stem}.npy", np.array([[10, 10, 50 + number, 60], [0, 0, 20, 20]]))
+    settings = ConfigDict(
+        {"proposals": 5, "proposal_method": "precomputed", "proposal_folder": str(tmp_path)}
+    )
+    pictures = scnet.Pictures(pairs, scnet.proposal_options(settings))
+    assert [regions[:, 2].tolist() for regions in pictures.regions] == [[50, 20], [51, 20]]
+    settings["proposal_folder"] = ""  # beside the pictures, where there are none
+    with pytest.raises(DataError, match="it should hold the proposals of"):
+        scnet.Pictures(pairs, scnet.proposal_options(settings))
+    settings.update(proposal_method="grid", proposal_folder=str(tmp_path))
+    with pytest.raises(ConfigError, match="has no option 'folder'"):
+        scnet.Pictures(pairs, scnet.proposal_options(settings))
 
 
 def test_damaged_pictures_are_named_and_few(path, proposals, tmp_path):

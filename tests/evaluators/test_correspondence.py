@@ -1,6 +1,7 @@
 """The evaluation of any matcher: a method whose answers are known, on generated figures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,12 @@ from sm_jax.data.scnet_pairs import label_regions
 from sm_jax.data.sources.keypoint_pairs import open_pairs
 from sm_jax.data.synthetic import figures
 from sm_jax.errors import ConfigError, DataError
-from sm_jax.evaluators import correspondence, correspondence_methods, report
+from sm_jax.evaluators import correspondence, correspondence_methods, report, session
 from sm_jax.evaluators import scnet as evaluators
 from sm_jax.evaluators.correspondence import CorrespondenceEvaluator, Matches
 from sm_jax.systems.scnet.model import ModelConfig
+from tests.data.pair_maker import willow
+from tests.data.test_mask_pairs import parts
 
 PROPOSALS = ProposalOptions(count=40, method="grid")
 
@@ -128,6 +131,21 @@ def test_reports_name_normaliser_and_protocol(pairs, tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
+def test_alphas_that_differ_have_different_names(pairs):
+    alphas = (0.1, 0.101, 0.0001)
+    evaluator, values = run(still, pairs, alphas=alphas)
+    assert list(values)[:6:2] == ["bbox/PCK@0.10", "bbox/PCK@0.101", "bbox/PCK@0.0001"]
+    assert set(values) == set(correspondence.metric_names(("bbox",), alphas))
+    assert list(evaluator.to_dict()["PCK"]["bbox"]) == ["0.10", "0.101", "0.0001"]
+    assert "@0.10   @0.101  @0.0001" in evaluator.table()
+    assert [correspondence.alpha_name(alpha) for alpha in (0.01, 0.05, 0.15, 1)] == [
+        "0.01",
+        "0.05",
+        "0.15",
+        "1.00",
+    ]
+
+
 def test_damaged_pictures_are_named(pairs, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
@@ -145,6 +163,8 @@ def test_options_that_cannot_be_used(pairs):
             CorrespondenceEvaluator(still, pairs, norms=norms)
     with pytest.raises(ConfigError, match="alphas"):
         CorrespondenceEvaluator(still, pairs, alphas=(0.0,))
+    with pytest.raises(ConfigError, match="alphas: give each once"):
+        CorrespondenceEvaluator(still, pairs, alphas=(0.1, 0.101, 0.10))
     with pytest.raises(ConfigError, match="none of model, nam"):
         correspondence_methods.untrained("mam", "hog", ModelConfig(), PROPOSALS)
 
@@ -159,7 +179,13 @@ def test_untrained_methods_match_a_picture_with_itself(pairs, matcher):
 
 
 def config(pairs, **options):
-    data = {"source": str(pairs.root), "proposals": 40, "proposal_method": "grid", "figures": {}}
+    data = {
+        "source": str(getattr(pairs, "root", "")),
+        "leave_out": "",
+        "proposals": 40,
+        "proposal_method": "grid",
+        "figures": {},
+    }
     section = {"splits": ("test",), "method": "model", "features": "pool"} | options
     model = {"variant": "A", "backbone": "resnet50", "embed": 8, "roi_size": 1}
     return ConfigDict({"system": "scnet", "model": model, "data": data, "eval": section})
@@ -167,7 +193,6 @@ def config(pairs, **options):
 
 def test_what_was_trained_on_is_refused(pairs):
     settings = config(pairs)
-    settings.data.trained_on = str(pairs.root)
     assert evaluators.make(settings)["test"].notes == []
     settings.eval.splits = ("train",)
     with pytest.raises(DataError, match="2 pairs of the test are also trained on"):
@@ -176,6 +201,76 @@ def test_what_was_trained_on_is_refused(pairs):
     assert "also trained on" in evaluators.make(settings)["train"].notes[0]
     settings.eval.update(force_overlap=False, method="nam", features="hog")  # nothing is trained
     assert evaluators.make(settings)["train"].notes == []
+
+
+def test_masks_of_what_was_trained_on_are_refused(tmp_path):
+    root, run = parts(tmp_path / "parts"), tmp_path / "run"
+    names = sorted(path.name for path in (root / "JPEGImages").iterdir())
+    xy = [[1, 1], [9, 2], [3, 8]]
+    pairs = [
+        {"source": a, "target": b, "keypoints_source": xy, "keypoints_target": xy}
+        for a, b in (names, names[::-1], names[:1] * 2)
+    ]
+    shutil.copytree(root / "JPEGImages", run)
+    settings = config([])
+    settings.data.source = str(root)
+    settings.trained = {"source": str(run / "pairs.json")}
+
+    def notes(pairs, **options):
+        (run / "pairs.json").write_text(json.dumps(pairs))
+        settings.eval.update(options)
+        evaluator = evaluators.make(settings)["test"]
+        assert evaluator.to_dict()["notes"] == evaluator.notes
+        evaluator.values = {}
+        assert all(f"note: {note}" in evaluator.table() for note in evaluator.notes)
+        return evaluator.notes
+
+    with pytest.raises(DataError, match="1 pair of the test is also trained on"):
+        notes(pairs[1:2])  # the other way round
+    assert notes(pairs[1:2], force_overlap=True)[0].startswith("1 pair of the test")
+    (line,) = notes(pairs[2:], force_overlap=False)  # a pair of its own, with a picture of the test
+    assert line.startswith("1 image of the test is also trained on")
+    assert notes(pairs[1:2], method="lom", features="hog") == []
+
+
+def test_what_was_trained_on_does_not_change_with_the_data_of_the_evaluation(tmp_path, monkeypatch):
+    root = willow(tmp_path / "willow", classes=("car(S)", "duck(S)", "bottle(M)"))
+    run, start = tmp_path / "run", tmp_path / "start"
+    for folder, left_out, init in ((run, "car", str(start)), (start, "car", "")):
+        settings = config([])
+        settings.data.update(source=str(root), leave_out=left_out)
+        settings.init = {"model": init}
+        folder.mkdir()
+        (folder / "config.json").write_text(settings.to_json())
+    seen = []
+
+    def stop(settings, **_):
+        seen.append(evaluators.make(settings)["test"].notes)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(session.evaluators, "make", stop)
+    monkeypatch.setattr("sm_jax.training.restore_variables", lambda *_: ({}, {"step": 1}), raising=False)
+
+    def evaluate(*more):
+        options = {"workdir": "", "step": "", "data": "", "split": "", "protocol": "", "out": ""}
+        session.run(
+            [f"--workdir={run}", f"--out={tmp_path / 'out'}", *more], config="", options=options, help=""
+        )
+
+    with pytest.raises(ConfigError, match="enough"):
+        evaluate()
+    assert seen == [[]]
+    with pytest.raises(ConfigError, match="enough"):
+        evaluate(f"--data={willow(tmp_path / 'other', classes=('car(G)', 'cow(S)'))}")
+    assert "'car' only, of every split" in seen[1][0]
+    for other in ("duck", ""):  # both were trained on
+        with pytest.raises(DataError, match="also trained on"):
+            evaluate(f"--config.data.leave_out={other}")
+    settings = json.loads((start / "config.json").read_text())
+    settings["data"]["leave_out"] = "duck"  # so the start has seen the cars
+    (start / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="also trained on"):
+        evaluate()
 
 
 def test_methods_and_subsets_by_config(pairs):

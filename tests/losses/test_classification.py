@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from sm_jax.losses.classification import sigmoid_bce
+from sm_jax.losses.classification import sigmoid_bce, softmax_ce
 
 
 def logit(probability):
@@ -80,3 +80,20 @@ def test_half_precision_is_computed_in_float32():
 def test_misuse_is_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         sigmoid_bce(jnp.zeros((3, 1)), jnp.zeros((3, 4)))
+    with pytest.raises(ValueError, match="leading axes"):
+        softmax_ce(jnp.zeros((3, 4)), jnp.zeros((4,), int))
+
+
+def test_one_class_of_many():
+    rng = np.random.default_rng(2)
+    logits, labels = rng.normal(0, 20, (2, 3, 5)).astype(np.float32), rng.integers(0, 5, (2, 3))
+    where = np.array([[True, True, False], [True, False, True]])
+    dirty = np.where(where[..., None], logits, np.nan)
+    value, gradient = jax.jit(jax.value_and_grad(softmax_ce))(dirty, np.where(where, labels, -7), where=where)
+    shares = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float64)
+    shares /= shares.sum(-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(shares, labels[..., None], -1)[..., 0])
+    np.testing.assert_allclose(value, expected[where].mean(), rtol=1e-5)
+    wanted = (shares - np.eye(5)[labels]) * where[..., None] / where.sum()
+    np.testing.assert_allclose(gradient, wanted, atol=1e-6)
+    assert np.isnan(softmax_ce(logits, labels + 5))

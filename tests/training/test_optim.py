@@ -195,3 +195,38 @@ def test_alternating_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="trains no part called fc_geometry"):
         optimizer = optim.make_optimizer(_config(alternate=("fc", "fc_geometry"), alternate_every=1))
         optimizer.init({"fc/w": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_part_has_its_own_rate_and_no_decay(name):
+    params = {"pool/p": jnp.ones(1), "whiten/bias": jnp.ones(2), "whiten/kernel": jnp.ones((2, 2))}
+    grads = [jax.tree.map(lambda x: jnp.full_like(x, 0.3), params)] * 3
+    plain = _run(_config(name=name), params, grads)[-1]
+    bare = _run(_config(name=name, weight_decay=0.0), params, grads)[-1]
+    own = _run(_config(name=name, part_lr={"pool": 10.0}, no_decay=("pool",)), params, grads)[-1]
+    np.testing.assert_allclose(1 - own["pool/p"], 10 * (1 - bare["pool/p"]), rtol=1e-4)
+    for path in ("whiten/bias", "whiten/kernel"):
+        np.testing.assert_array_equal(own[path], plain[path])
+
+
+@pytest.mark.parametrize(
+    "options,line",
+    [
+        ({"part_lr": {"pol": 2.0}}, "optim.part_lr: the model trains no part called pol"),
+        ({"no_decay": ("pol",)}, "optim.no_decay: the model trains no part called pol"),
+        ({"part_lr": {"pool": 0.0}}, "optim.part_lr=.*must be positive"),
+    ],
+)
+def test_parts_that_cannot_be_used_are_one_line(options, line):
+    with pytest.raises(ConfigError, match=line):
+        optim.make_optimizer(_config(**options)).init({"pool/p": jnp.ones(1)})
+
+
+def test_the_exponential_schedule_falls_after_every_epoch():
+    config = _config(schedule="exponential", gamma=0.5, decay_every=3)
+    rate = optim.make_schedule(config, 9)
+    np.testing.assert_allclose(
+        [rate(jnp.int32(step)) for step in range(7)], 0.1 / 2.0 ** np.array([0, 0, 0, 1, 1, 1, 2])
+    )
+    with pytest.raises(ConfigError, match="decay_every=0"):
+        optim.make_schedule(_config(schedule="exponential", gamma=0.5, decay_every=0), 9)

@@ -3,13 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import sm_jax
 from configs import scnet as configs
 from sm_jax import training
 from sm_jax.data import make_training_pairs, scnet
+from sm_jax.data.images import read_image
+from sm_jax.data.synthetic import figures
 from sm_jax.data.transforms import MEAN, STD
-from sm_jax.errors import ConfigError, WeightsError
+from sm_jax.errors import ConfigError, DataError, WeightsError
 from sm_jax.systems.scnet import model
 from sm_jax.training import trunk, trunk_scnet
 from sm_jax.weights import start
@@ -101,26 +104,78 @@ def test_a_run_keeps_the_statistics_of_its_pictures(config, tmp_path):
     np.testing.assert_array_equal(np.asarray(statistics["mean"]), expected["mean"])
 
 
+def test_features_are_made_anew_when_any_picture_changes(config, tmp_path):
+    """Also one of many, of which only a sample is read to tell data sets apart."""
+    config.data.source = str(figures.make(str(tmp_path), num_train=12, num_val=1, num_test=1))
+    before = trunk_scnet.Trunk(config).file.path
+    pictures = make_training_pairs(config).pictures
+    assert len(pictures) > trunk.FINGERPRINTED
+    Image.fromarray(read_image(pictures.paths[2])[::-1]).save(pictures.paths[2])  # not of the sample
+    config.data.proposal_seed = 1  # another section, so that the pairs are read again in this process
+    assert trunk_scnet.Trunk(config).file.path != before
+
+
 def test_another_frame_is_refused(config):
     config.model.image_size = (112, 112)
     with pytest.raises(ConfigError, match="model.image_size: training pictures have 224 x 224"):
         trunk_scnet.Trunk(config)
 
 
-def test_a_trunk_that_trains_or_is_random_is_refused(config):
-    with config.unlocked():
-        config.model.trainable = "all"
-    with pytest.raises(ConfigError, match="trains with a frozen trunk"):
-        trunk.make_train_iterator(config)
-    config.model.trainable = "heads"
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trunk, "make_train_iterator", lambda config: pytest.fail("too late"))
+    config.update(eval_every=1)
+    config.eval.splits = ("train",)
+    with pytest.raises(DataError, match="2 pairs of the test are also trained on"):
+        training.train(config, tmp_path / "run")
+    config.eval.update(splits=("val",), alphas=(0.1, 0.1))
+    with pytest.raises(ConfigError, match="eval.alphas: give each once"):
+        training.train(config, tmp_path / "run")
+
+
+def test_what_cannot_be_trained_is_refused_before_the_data_is_opened(config, monkeypatch):
+    monkeypatch.setattr("sm_jax.data.make_train_iterator", lambda *_, **__: pytest.fail("too late"))
+    for section, values, line in (
+        ("model", {"trainable": "all"}, "model.trainable=all: .* leave it at heads"),
+        ("data", {"cache_trunk": False}, "data.cache_trunk=False: SCNet trains on stored features"),
+        ("model", {"image_size": (112, 112)}, "model.image_size"),
+    ):
+        other = config.copy_and_resolve_references()
+        other[section].update(values)
+        with pytest.raises(ConfigError, match=line):
+            trunk.make_train_iterator(other)
+
+
+def test_no_message_advises_what_scnet_refuses(config, tmp_path):
+    found = trunk_scnet.Trunk(config)
+    (tmp_path / "file").write_text("")
+    found.file.path = tmp_path / "file" / "x.npy"
+    with pytest.raises(ConfigError, match="cannot be written .* name a folder with data.cache_dir$"):
+        found.fill(print)
+    found.file.path = tmp_path / "x.npy"
+    found.file._of_pictures = lambda images: np.full((len(images), *found.file.shape[1:]), np.inf, np.float16)
+    with pytest.raises(ConfigError, match="do not fit float16; take other weights$"):
+        found.fill(print)
+
+
+def test_a_trunk_that_is_random_is_refused(config):
     config.init.backbone = ""
-    with pytest.raises(ConfigError, match="init.backbone=resnet50-caffe-c4"):
+    with pytest.raises(ConfigError, match="init.backbone=resnet50-caffe-c4$"):
         trunk.make_train_iterator(config)
+
+
+def test_a_random_appearance_embedding_is_not_frozen(config):
+    config.model.variant = "AG+"
+    with pytest.raises(
+        ConfigError, match=r"would be random; start from a trained A \(configs/scnet.py:start="
+    ):
+        trunk.make_train_iterator(config)
+    config.model.agplus_schedule = "joint"
+    trunk_scnet.Trunk(config)
 
 
 def test_other_weights_than_the_stored_features_are_refused(config):
     iterator = trunk.make_train_iterator(config, say=lambda line: None)
-    with pytest.raises(WeightsError, match="not what config.init names"):
+    with pytest.raises(WeightsError, match="the file has changed since; use another --workdir"):
         iterator.check(_fresh(config))
     iterator.close()
 

@@ -279,7 +279,14 @@ def test_reload_needs_the_best_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model__width": 5}, {"init__shift": 1.0}, {"system": "other"}, {"optim__ema": 0.0}]
+    "changes",
+    [
+        {"model__width": 5},
+        {"init__shift": 1.0},
+        {"system": "other"},
+        {"optim__ema": 0.0},
+        {"data__leave_out": "car"},
+    ],
 )
 def test_a_workdir_of_another_config_names_the_keys(tmp_path, changes):
     _train(tmp_path, steps=1)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sm_jax.data import images
+from sm_jax.data.builders import facts
 from sm_jax.data.sources import classes, open_collection
 from sm_jax.data.sources.base import Source
 from sm_jax.data.sources.files import outside
@@ -65,8 +66,18 @@ def open_source(folder: str | Path, *, split: str = "train") -> "BuiltSource":
     return BuiltSource(folder, split)
 
 
+def find(path: str | Path) -> Path | None:
+    """The built folder at `path`, or, where that is the folder it was built into, in it; None for others."""
+    path = Path(path).expanduser()
+    inside = sorted((path / "detection_by_request").glob("*/dataset_info.json"))
+    return path if (path / "dataset_info.json").is_file() else inside[-1].parent if inside else None
+
+
 class BuiltSource:
     """`Source` over ArrayRecord files; classes are those of the split, in the order of the data set's list.
+
+    Pictures of a published data set whose longer side is not its nominal one are brought to that area, as
+    the original does when it reads them (OS2D spec sec. 11).
 
     Args:
       folder: what `build` returned.
@@ -75,6 +86,8 @@ class BuiltSource:
 
     def __init__(self, folder: str | Path, split: str):
         self._folder, self._split = str(folder), split
+        found = facts.read(folder)
+        self._nominal = found.nominal if found else 0
         builder = open_folder(self._folder)
         available = sorted(set(builder.info.splits) - {CLASSES})
         if CLASSES not in builder.info.splits:
@@ -115,7 +128,8 @@ class BuiltSource:
         return dict(self._annotations[index])
 
     def image(self, index: int) -> np.ndarray:
-        return images.read_image(self._examples[index]["image"], name=f"{self._split} picture {index}")
+        image = images.read_image(self._examples[index]["image"], name=f"{self._split} picture {index}")
+        return images.resize(image, self._size(image.shape[:2]), "lanczos")
 
     def listed(self, index: int) -> np.ndarray | None:
         """As `RecordSource.listed`."""
@@ -135,6 +149,11 @@ class BuiltSource:
         self._examples = builder.as_data_source(self._split, decoders=raw)
         self._pictures = builder.as_data_source(CLASSES, decoders=raw)
 
+    def _size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        if not self._nominal or max(stored) == self._nominal:
+            return stored
+        return images.fit_to_area(stored, self._nominal)
+
     @staticmethod
     def _read_listed(example: dict[str, Any]) -> tuple[int, ...] | None:
         if example.get("exhaustive", True):  # builds of version 1.0.0 do not say
@@ -142,7 +161,7 @@ class BuiltSource:
         return tuple(np.asarray(example["listed"], np.int64).reshape(-1).tolist())
 
     def _read_annotation(self, example: dict[str, Any]) -> dict[str, Any]:
-        size = images.image_size(example["image"])
+        size = self._size(images.image_size(example["image"]))
         shares, labels, difficult = _objects(example)
         boxes = shares[:, [1, 0, 3, 2]] * np.array([size[1], size[0]] * 2, np.float32)
         name = example["image_id"]

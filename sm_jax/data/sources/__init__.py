@@ -56,7 +56,7 @@ def open_collection(path: str | Path) -> Collection:
         raise DataError(f"{path}: not a data set; {_HELP}")
     if path.is_file():
         return coco.read(path, [path]) if suffix == ".json" else os2d_csv.read(path)
-    if (path / "dataset_info.json").is_file():
+    if (path / "dataset_info.json").is_file() or (path / "detection_by_request").is_dir():
         raise DataError(
             f"{path}: a data set built by TFDS has no annotation files; give the one it was built from"
         )
@@ -106,9 +106,10 @@ def open_source(path: str | Path, *, split: str = "train", classes: str = "all",
     """
     check_choice(classes)
     path = Path(path).expanduser()
-    if (path / "dataset_info.json").is_file():
-        from sm_jax.data import builders  # TFDS is only needed for what it built
+    from sm_jax.data import builders  # which needs what this module defines
 
+    if built := builders.find(path):
+        path = built
         source = builders.open_source(path, split=split)
         if classes == "all":
             return source

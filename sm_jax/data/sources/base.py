@@ -168,7 +168,7 @@ class RecordSource:
         self.num_classes = len(class_names)
         self._records = records
         self._pictures = pictures
-        self._cache = _PictureCache(CACHE_BYTES)
+        self._cache = PictureCache(CACHE_BYTES)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -209,7 +209,7 @@ class RecordSource:
         return self._pictures[label].shape()
 
 
-class _PictureCache:
+class PictureCache:
     """Decoded pictures up to a number of bytes, least recently used out first; empty after pickling."""
 
     def __init__(self, limit: int):
@@ -219,7 +219,7 @@ class _PictureCache:
         self._bytes = 0
 
     def __reduce__(self):
-        return _PictureCache, (self._limit,)
+        return PictureCache, (self._limit,)
 
     def get(self, key, read) -> np.ndarray:
         with self._lock:

@@ -39,6 +39,8 @@ CALTECH_FOLDERS = {
     "Motorbikes": "Motorbikes_16",
 }
 """Classes whose annotations lie in a folder of another name."""
+NO_CLASS = "BACKGROUND_Google"
+"""A folder beside those of the classes: pictures of anything, without annotations."""
 PER_CLASS = 15
 PARTS, PARTS_CSV = "Annotations_Part", "pairs.csv"
 OBJECT = "object"
@@ -103,7 +105,11 @@ def read_caltech(path: Path, *, per_class: int = PER_CLASS, seed: int = 0) -> li
     if listed.is_file():
         return [_listed(path, where, row) for where, row in rows(listed, COLUMNS)]
     pairs = []
-    folders = sorted(folder for folder in (path / CALTECH_PICTURES).iterdir() if folder.is_dir())
+    folders = sorted(
+        folder
+        for folder in (path / CALTECH_PICTURES).iterdir()
+        if folder.is_dir() and folder.name != NO_CLASS
+    )
     for number, folder in enumerate(folders):
         pictures = pictures_in(folder)
         if len(pictures) < 2:

@@ -30,23 +30,37 @@ def find(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read(path: Path) -> Collection:
+def read(
+    path: Path,
+    *,
+    folder: Path | None = None,
+    required: tuple[str, ...] = REQUIRED,
+    divided: bool = True,
+) -> Collection:
     """Reads the table; boxes are shares of the picture's size.
 
     Column `split` divides the pictures. Several splits of one family, such as "val-old-cl" and "val-new-cl",
     share their pictures: each searches all of them and keeps its own boxes; the family ("val") has all boxes.
 
+    Args:
+      path: the table.
+      folder: where its pictures are; None looks for them.
+      required: columns that it must have.
+      divided: heed the column `split`.
+
     Raises:
       DataError: columns are missing, or none of the pictures is found.
     """
-    rows, problems = _rows(path)
+    rows, problems = _rows(path, required)
     root = path.parent.parent if path.parent.name == "classes" else path.parent
     class_ids = sorted({row["classid"] for row in rows})
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}
-    folder = _picture_folder(path, root, rows)
+    folder = folder or _picture_folder(path, root, rows)
     by_split: dict[str, dict[str, list[dict]]] = {}
     for row in rows:
-        by_split.setdefault(row["split"], {}).setdefault(row["imagefilename"], []).append(row)
+        by_split.setdefault(row["split"] if divided else "", {}).setdefault(row["imagefilename"], []).append(
+            row
+        )
     splits = {}
     for name, images in _families(by_split).items():
         splits[name] = []
@@ -71,13 +85,13 @@ def _fits(path: Path) -> bool:
     return columns.issuperset(REQUIRED)
 
 
-def _rows(path: Path) -> tuple[list[dict], list[str]]:
+def _rows(path: Path, required: tuple[str, ...]) -> tuple[list[dict], list[str]]:
     text = checked_bytes(path, MAX_CSV_BYTES).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text))
     rows, problems = [], []
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        missing = set(REQUIRED).difference(reader.fieldnames)
+        missing = set(required).difference(reader.fieldnames)
         if missing:
             raise DataError(
                 f"{path}: columns {', '.join(sorted(missing))} are missing (an OS2D CSV needs them)"

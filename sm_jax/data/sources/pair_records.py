@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sm_jax import points as point_lib
 from sm_jax.data import images
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.settings import nearest
@@ -43,8 +44,8 @@ class KeypointPair:
 
     @property
     def visible(self) -> np.ndarray:
-        """Which points are visible in both pictures; bool `(k,)`."""
-        return ~(np.isnan(self.keypoints_source) | np.isnan(self.keypoints_target)).any(1)
+        """Which points are present in both pictures (`points.present`), so that they count; bool `(k,)`."""
+        return point_lib.present(self.keypoints_source) & point_lib.present(self.keypoints_target)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Source and target picture, uint8 RGB `(h, w, 3)`; raises ImageError.
@@ -89,6 +90,8 @@ class PairList(Sequence):
         found = tuple(pair for pair in self.pairs if name in (pair.split, "all"))
         if not found:
             known = nearest(name, {pair.split for pair in self.pairs})
+            if name == "train":  # PF-WILLOW
+                known += "; leave_out=CATEGORY trains on all categories but that one"
             raise DataError(f"{self.root}: there is no split {name!r} of pairs{known}")
         return replace(self, pairs=found)
 
@@ -167,7 +170,8 @@ def make_list(kind: str, root: Path, pairs: Iterable[KeypointPair], notes: Itera
     notes = list(notes)
     if dropped:
         first = f"{dropped[0].source.name} -> {dropped[0].target.name}"
-        notes.append(f"{len(dropped)} pairs share no visible key-point and are left out (first: {first})")
+        count = f"{len(dropped)} pair{'s' * (len(dropped) != 1)}"
+        notes.append(f"{count} left out: no key-point is visible in both pictures (first: {first})")
     if not kept:
         raise DataError(f"{root}: holds no pair with a key-point that is visible in both pictures")
     return PairList(kind, root, tuple(kept), tuple(notes))
@@ -243,10 +247,8 @@ def check_overlap(
     if not shared:
         return []
     pair = next(iter(shared.values()))
-    line = (
-        f"{len(shared)} {by} of the test are also trained on, such as {pair.source.name} -> "
-        f"{pair.target.name} ({pair.class_name})"
-    )
+    what = f"1 {by[:-1]} of the test is" if len(shared) == 1 else f"{len(shared)} {by} of the test are"
+    line = f"{what} also trained on, such as {pair.source.name} -> {pair.target.name} ({pair.class_name})"
     if not force:
         raise DataError(f"{line}; results would say nothing, so take other pairs, or force it")
     return [line]

@@ -131,8 +131,10 @@ def rows(path: Path, required: tuple[str, ...]) -> list[tuple[str, dict[str, str
         result = []
         for row in reader:
             where = f"{path}: line {reader.line_num}"
-            if any(not row[name] for name in required) or None in row:
+            if None in row or any(row[name] is None for name in required):
                 raise DataError(f"{where}: has more or fewer values than the header")
+            if empty := [name for name in required if not row[name].strip()]:
+                raise DataError(f"{where}: {', '.join(empty)} is empty")
             result.append((where, row))
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None

@@ -2,6 +2,7 @@
 
 import functools
 
+from sm_jax.errors import ConfigError
 from sm_jax.systems.base import System
 from sm_jax.systems.os2d import model, objective, predict
 
@@ -20,10 +21,15 @@ def make(config) -> System:
     """
     model_config = model.ModelConfig.create(config.model)
     objective_config = objective.ObjectiveConfig.create(config.objective)
+    loss = functools.partial(objective.loss, model_config, objective_config)
     return System(
         init=lambda key, batch=None: model.init(model_config, key),
-        loss=functools.partial(objective.loss, model_config, objective_config),
-        encode=functools.partial(model.encode, model_config),
+        loss=_refuse if model_config.window else loss,
+        encode=predict.parts(model_config).encode,
         predict=functools.partial(predict.predict_level, model_config),
         trainable=functools.partial(model.trainable, model_config),
     )
+
+
+def _refuse(*_):
+    raise ConfigError("model.window: a sliding window does not train; evaluate it, or set steps=0")

@@ -22,8 +22,8 @@ TEMPLATE = 15
 STRIDE = 16
 FEATURE_EPSILON = 1e-5
 CORR_EPSILON = 1e-6
-PADDED_CHANNELS = 232
-"""Channels of a half-precision correlation: a multiple of 8, which tensor cores ask for."""
+CHANNEL_STEP = 8
+"""Channels of a half-precision correlation are a multiple of it, which tensor cores ask for."""
 
 
 class HeadOutput(NamedTuple):
@@ -52,18 +52,19 @@ def correlation(features: Array, template: Array, *, dtype=jnp.float32) -> Array
 
     Args:
       features: `(b, h, w, d)`, not normalised.
-      template: `(c, 15, 15, d)`, normalised.
+      template: `(c, ..., d)`, normalised; the axes between are its cells, 15 x 15 or of any number.
       dtype: type of the factors and of the result; sums are float32.
 
     Returns:
-      `(b, c, k, h, w)`, channel i * 15 + j; k = 225, or 232 (the rest zero) in half precision.
+      `(b, c, k, h, w)`, channel i * 15 + j; k is the number of cells, 225, or 232 (the rest zero) in half
+      precision.
     """
     images, height, width, depth = features.shape
     classes = template.shape[0]
     features = l2_normalize(features.astype(jnp.float32), epsilon=FEATURE_EPSILON).astype(dtype)
-    bank = template.reshape(classes, TEMPLATE**2, depth).astype(dtype)
+    bank = template.reshape(classes, -1, depth).astype(dtype)
     if dtype != jnp.float32:
-        bank = jnp.pad(bank, ((0, 0), (0, PADDED_CHANNELS - TEMPLATE**2), (0, 0)))
+        bank = jnp.pad(bank, ((0, 0), (0, -bank.shape[1] % CHANNEL_STEP), (0, 0)))
     # One product, classes first: an einsum puts the features first, and then transposes the result.
     corr = jax.lax.dot_general(
         bank.reshape(-1, depth),
@@ -131,7 +132,7 @@ def match(
     if inside is not None:
         cells = inside[:, None, ..., 0]
         scores, detached = jnp.where(cells, scores, 0.0), jnp.where(cells, detached, 0.0)
-    return _output(scores, detached, transform), statistics
+    return output(scores, detached, transform), statistics
 
 
 def _per_pair(mask: Array, pairs: tuple[int, int, int, int]) -> Array:
@@ -149,7 +150,7 @@ def _counted(inside: Array | None, query_valid: Array | None, image_valid: Array
     return counted
 
 
-def _output(scores: Array, detached: Array, transform: Array) -> HeadOutput:
+def output(scores: Array, detached: Array, transform: Array) -> HeadOutput:
     """Adds boxes, codes and corners, in closed form from the transformation."""
     height, width = scores.shape[-2:]
     anchors = box_ops.anchor_grid((height, width), stride=STRIDE, box_size=(TEMPLATE * STRIDE,) * 2)

@@ -1,7 +1,7 @@
 """One pyramid level through the model: every cell of the feature map becomes a candidate."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,43 +9,72 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import boxes as box_ops
-from sm_jax.systems.os2d import head, model
+from sm_jax.systems.os2d import head, model, sliding
 from sm_jax.systems.os2d.head import STRIDE, TEMPLATE
 
 BOX = TEMPLATE * STRIDE
 """Side of the object, in level pixels, that the untransformed template stands for."""
 
 
+def stretch(shapes: Sequence[tuple[float, float]]) -> np.ndarray:
+    """(c, 2) factors in x and y that give a square each of the `shapes` (height, width), at equal area."""
+    height, width = np.asarray(shapes, np.float64).reshape(-1, 2).T
+    factor = np.sqrt(width / height)
+    return np.stack([factor, 1 / factor], axis=-1).astype(np.float32)
+
+
+def squares(shapes: Sequence[tuple[float, float]]) -> np.ndarray:
+    """(c, 2) ones: a square for each of the `shapes`, whatever it is."""
+    return np.ones((len(shapes), 2), np.float32)
+
+
 class Parts(NamedTuple):
-    """The model as inference needs it; `model` has the shapes.
+    """The model as inference needs it; `model` and `sliding` have the shapes.
 
     Attributes:
-      encode: (variables, {"image": (r, h, w, 3), "size": (r, 2)}) -> {"template": (r, t, t, d)}
+      encode: (variables, {"image": (r, h, w, 3), "size": (r, 2)}) -> {"template": (r, t, t, d)}, and "layout"
+        (r, 2) where `window` cannot do without.
       extract: (variables, image (b, h, w, 3), size (b, 2)) -> (features, features_size (b, 2))
-      head: (variables, features, features_size, template (c, t, t, d)) -> HeadOutput
-      window: (variables, features, features_size, template, stretch (c, 2)) -> HeadOutput of undeformed
-        templates that cover `stretch` (x, y) times 240 pixels; None where the transformation is trained.
+      head: (variables, features, features_size, template (c, t, t, d)) -> HeadOutput; may be None if there is
+        a `window`, which is used instead.
+      window: (variables, features, features_size, template, layout (c, 2)) -> HeadOutput of undeformed
+        templates; None where the transformation is trained.
+      layout: (height, width) of each query -> (c, 2) float32, what `window` wants to know of them: factors
+        (x, y) of the template's 240 pixels by default.
     """
 
     encode: Callable[..., dict[str, jax.Array]]
     extract: Callable[..., tuple[jax.Array, jax.Array]]
-    head: Callable[..., Any]
+    head: Callable[..., Any] | None
     window: Callable[..., Any] | None = None
+    layout: Callable[..., np.ndarray] = stretch
 
 
 def parts(config: model.ModelConfig, *, window: bool = False) -> Parts:
     """The functions of the model of `config`.
 
-    `window=True`, for an untrained transformation network: it is not run, and templates get the shape of
-    their query instead of a square (the paper's baseline "sliding window, target aspect ratio").
+    With `config.window` they are those of a sliding window, whatever its transformation network would say.
+    `window=True`, for an untrained network: it is not run, and the samples of the square template are spread
+    over the shape of their query (a cheap form of the sliding window of the target's aspect ratio).
     """
+    extract = functools.partial(model.extract, config)
+    if config.window == "target":
+
+        def run_sliding(variables, features, features_size, template, layout):
+            del variables
+            dtype = jnp.dtype(config.head_dtype)
+            return sliding.head(features, features_size, template, layout, dtype=dtype)
+
+        layout = functools.partial(sliding.encoded_sizes, query_size=config.query_size)
+        encode = functools.partial(sliding.encode, config)
+        return Parts(encode, extract, None, run_sliding, layout)
 
     def run_head(variables, features, features_size, template):
         return model.head(config, variables, features, features_size, template)[0]
 
-    def run_window(variables, features, features_size, template, stretch):
+    def run_window(variables, features, features_size, template, layout):
         del variables
-        x, y = 1 / stretch.T if config.inverse else stretch.T
+        x, y = 1 / layout.T if config.inverse else layout.T
         zero = jnp.zeros_like(x)
         columns = (x, zero, y, zero) if config.simplified else (x, zero, zero, zero, y, zero)
         parameters = jnp.stack(columns, axis=-1)
@@ -68,12 +97,10 @@ def parts(config: model.ModelConfig, *, window: bool = False) -> Parts:
             image_valid=None,
         )[0]
 
-    return Parts(
-        encode=functools.partial(model.encode, config),
-        extract=functools.partial(model.extract, config),
-        head=run_head,
-        window=run_window if window else None,
-    )
+    encode = functools.partial(model.encode, config)
+    if config.window == "square":
+        return Parts(encode, extract, None, run_window, squares)
+    return Parts(encode, extract, run_head, run_window if window else None)
 
 
 def bucket_size(size: tuple[int, int], step: int) -> tuple[int, int]:
@@ -128,13 +155,18 @@ def predict_level(
 
     Args:
       images: `image` (b, h, w, 3) normalised and zero-padded, `size` (b, 2) valid (height, width).
-      encoded: `template` (c, t, t, d).
+      encoded: what `encode` gives: `template`, and `layout` with `config.window="target"`.
 
     Returns:
       `scores`, `boxes`, `corners` as `flatten_output` gives them, and `anchors` (n, 4).
     """
     model_parts = parts(config)
     features, features_size = model_parts.extract(variables, images["image"], images["size"])
-    output = model_parts.head(variables, features, features_size, encoded["template"])
+    arrays = variables, features, features_size, encoded["template"]
+    if model_parts.window is None:
+        output = model_parts.head(*arrays)
+    else:
+        square = jnp.ones((len(encoded["template"]), 2))
+        output = model_parts.window(*arrays, encoded.get("layout", square))
     anchors = box_ops.anchor_grid(features.shape[1:3], stride=STRIDE, box_size=(BOX, BOX))
     return flatten_output(output, features_size, images["size"]) | {"anchors": jnp.asarray(anchors)}

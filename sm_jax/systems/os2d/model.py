@@ -26,6 +26,8 @@ Variables = dict[str, Any]
 
 FEATURES = 1024
 """Channels of the features at level C4."""
+WINDOWS = ("", "square", "target")
+"""Values of `ModelConfig.window`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class ModelConfig:
       norm: backbone normalisation, `"frozen_bn"`, `"batch_norm"` or `"group_norm"`.
       simplified: 4 transformation parameters (V1) instead of 6 (V2).
       inverse: the predicted transformation is inverted before use (V2).
+      window: "" for the transformation network; "square" or "target": a sliding window instead of it, which
+        does not train: the template undeformed, or the class map in its own shape (see `sliding`).
       query_size: a class picture is resized to this number squared of pixels.
       freeze_bn_transform: TransformNet keeps its running statistics in training (V2).
       frozen_blocks: backbone units (stem, then residual blocks) that do not train.
@@ -50,6 +54,7 @@ class ModelConfig:
     norm: str = "frozen_bn"
     simplified: bool = True
     inverse: bool = False
+    window: str = ""
     query_size: int = 240
     freeze_bn_transform: bool = False
     frozen_blocks: int = 0
@@ -59,10 +64,11 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self):
-        known = {"depth": (50, 101), "norm": resnet.NORMS, "dtype": DTYPES, "head_dtype": DTYPES}
+        known = {"depth": (50, 101), "norm": resnet.NORMS, "window": WINDOWS}
+        known |= {"dtype": DTYPES, "head_dtype": DTYPES}
         for name, values in known.items():
             if getattr(self, name) not in values:
-                listed = ", ".join(map(str, values))
+                listed = ", ".join(str(value) or "''" for value in values)
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} is none of {listed}")
         units = len(resnet.unit_names(self.depth))
         if not 0 <= self.frozen_blocks <= units:
@@ -102,13 +108,13 @@ def init(config: ModelConfig, key: Array) -> Variables:
       key: random key.
 
     Returns:
-      `{"params": {"backbone", "transform"}, "batch_stats": {...}}`, float32, names as in `weights.structure`.
+      `{"params": {"backbone", "transform"}, "batch_stats": {...}}`, float32, names as in `weights.structure`;
+      without "transform" for a sliding window.
     """
     keys = jax.random.split(key)
-    parts = {
-        "backbone": jax.jit(backbone(config).init)(keys[0], jnp.zeros((1, 32, 32, 3))),
-        "transform": jax.jit(transform_net(config).init)(keys[1], jnp.zeros((1, 1, 1, CHANNELS))),
-    }
+    parts = {"backbone": jax.jit(backbone(config).init)(keys[0], jnp.zeros((1, 32, 32, 3)))}
+    if not config.window:
+        parts["transform"] = jax.jit(transform_net(config).init)(keys[1], jnp.zeros((1, 1, 1, CHANNELS)))
     return {
         collection: {name: part[collection] for name, part in parts.items() if collection in part}
         for collection in ("params", "batch_stats")

@@ -88,11 +88,12 @@ class Predictor:
         self._step, self._chunk, self._top_k = step, chunk, top_k
         self._encode = jax.jit(counted(self.compiles, "encode", model_parts.encode))
         self._extract = jax.jit(counted(self.compiles, "extract", model_parts.extract))
+        self._layout = model_parts.layout
 
-        def head(variables, features, features_size, size, template, stretch):
+        def head(variables, features, features_size, size, template, layout):
             arrays = variables, features, features_size, template
             windows = model_parts.window
-            output = model_parts.head(*arrays) if windows is None else windows(*arrays, stretch)
+            output = model_parts.head(*arrays) if windows is None else windows(*arrays, layout)
             full = {key: value[0] for key, value in flatten_output(output, features_size, size).items()}
             n = full["scores"].shape[1]
             if top_k is None or top_k >= n:
@@ -128,11 +129,11 @@ class Predictor:
 
         Args:
           levels: normalised pictures (h, w, 3), one per level; one with a side under 17 pixels is skipped.
-          templates: (c, t, t, d); templates of one class are views of it.
+          templates: (c, t, t, d), or whatever the model's `encode` gives; those of one class are its views.
           class_ids: (c,) class of each template.
           image_size: (height, width) that the results are in.
-          shapes: (c,) pairs (height, width) of what each template was made of. A model with `window` gives
-            its undeformed templates that aspect ratio; default squares. Other models do not use it.
+          shapes: (c,) pairs (height, width) of what each template was made of; default squares. A model with
+            `window` gives its undeformed templates that shape; other models do not use it.
           progress: called after each step as `progress("levels", done, 0)`, their number not being known,
             then as `progress("matches", done, all)`, counted in templates x locations; each call waits for
             the device.
@@ -163,11 +164,11 @@ class Predictor:
         per_class = options | {"max_detections": None if joint else limit, "image_size": image_size}
         class_ids = np.asarray(class_ids, np.int64)
         thresholds = np.broadcast_to(per_class.get("score_threshold", -math.inf), class_ids.shape)
-        stretch = np.ones((len(class_ids), 2), np.float32) if shapes is None else _stretch(shapes)
+        layout = self._layout([(1, 1)] * len(class_ids) if shapes is None else shapes)
         found, best = [], np.full(len(class_ids), -np.inf, np.float32)
         for group in _groups(class_ids, self._largest_chunk(ready)):
             outputs = [
-                self._run(variables, level, templates[group], stretch[group], advance) for level in ready
+                self._run(variables, level, templates[group], layout[group], advance) for level in ready
             ]
             ids = class_ids[group]
             per_class["score_threshold"] = thresholds[group]
@@ -200,26 +201,19 @@ class Predictor:
     def _largest_chunk(self, levels) -> int:
         return max((self._chunk_of(level) for level in levels), default=1)
 
-    def _run(self, variables, level, templates, stretch, advance):
+    def _run(self, variables, level, templates, layout, advance):
         """(level, [(full, best, used)]) per chunk; the last, smaller chunk is padded to a power of two."""
         chunk, outputs = self._chunk_of(level), []
         for start in range(0, len(templates), chunk):
             part = templates[start : start + chunk]
             count = 1 << (len(part) - 1).bit_length()
             padded, shape = np.zeros((count, *part.shape[1:]), part.dtype), np.ones((count, 2), np.float32)
-            padded[: len(part)], shape[: len(part)] = part, stretch[start : start + chunk]
+            padded[: len(part)], shape[: len(part)] = part, layout[start : start + chunk]
             level_arrays = level.features, level.features_size, level.size
             full, best = self._head(variables, *level_arrays, jnp.asarray(padded), jnp.asarray(shape))
             outputs.append((full, best, len(part)))
             advance(level, full, len(part))
         return level, outputs
-
-
-def _stretch(shapes) -> np.ndarray:
-    """(c, 2) factors in x and y that give a square each of the `shapes` (height, width), at equal area."""
-    height, width = np.asarray(shapes, np.float64).T
-    factor = np.sqrt(width / height)
-    return np.stack([factor, 1 / factor], axis=-1).astype(np.float32)
 
 
 def _groups(class_ids, target):

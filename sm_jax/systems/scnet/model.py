@@ -81,7 +81,8 @@ class ModelConfig:
         every pixel and channel over the training pictures, which are kept with the weights.
       agplus_schedule: what trains in AG+: "freeze_a" the geometry embedding alone, "alternate" one of both in
         turn by epochs, "joint" both (see `trained_parts`).
-      trainable: "heads" freezes the trunk, "all" trains it too.
+      trainable: "heads" freezes the trunk; "all" gives it gradients too, for a training loop of your own on
+        pictures (`train.py` trains on stored features of a frozen trunk, and refuses it).
       roi_size: rows and columns of pooled features; with 3 or 4 an embedding is a fifth or a third as large
         and as dear, for training on a few cores.
       image_size: (height, width) of the frame.

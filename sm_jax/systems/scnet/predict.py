@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import boxes as box_lib
+from sm_jax import points as point_lib
 from sm_jax.data.images import resize
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.ops import flow as flows
@@ -29,6 +30,7 @@ METHODS = ("nam", "phm", "lom", "a", "ag", "ag+")
 OWN_PIXELS = ("nam", "phm", "lom")
 """Those that work in the pictures' own pixels; the others in the frame."""
 FEATURES = ("embedding", "roi", "hog")
+POOLS = ("flat", "mean")
 BUCKETS = (500, 1000)
 """Numbers of boxes that are compiled for; more than the last go in multiples of it."""
 
@@ -60,7 +62,8 @@ class Side(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The best target box of every source box.
+    """The best target box of every source box, with all scores; evaluations measure plain boxes of any method
+    (`evaluators.correspondence.Matches`).
 
     Attributes:
       index: (n,) int32 into the target's boxes.
@@ -106,7 +109,7 @@ class Predictor:
         Raises:
           ConfigError: an unknown kind of features or pooling.
         """
-        for name, value, known in (("features", features, FEATURES), ("pool", pool, ("flat", "mean"))):
+        for name, value, known in (("features", features, FEATURES), ("pool", pool, POOLS)):
             if value not in known:
                 raise ConfigError(f"{name}: {value!r} is none of {', '.join(known)}")
         self.config = config
@@ -277,14 +280,14 @@ class Points(NamedTuple):
 def transfer(keypoints: np.ndarray, flow: flows.Flow) -> Points:
     """Where points of the source lie in the target: (k, 2) pixels, moved by the flow of their pixel.
 
-    A point outside the picture, absent (NaN) or in a pixel without a flow is not valid.
+    A point outside the picture, absent (NaN) or in a pixel without a flow is not valid. The metrics'
+    `transfer` moves annotated points just outside as well, which a person's answer should not pretend to.
     """
     keypoints = np.asarray(keypoints, np.float64).reshape(-1, 2)
     height, width = flow.valid.shape
     with np.errstate(invalid="ignore"):
         inside = (keypoints >= 0).all(axis=1) & (keypoints <= [width, height]).all(axis=1)
-    pixel = np.floor(np.where(inside[:, None], keypoints, 0)).astype(int)
-    column, row = np.minimum(pixel, [width - 1, height - 1]).T
+    row, column = point_lib.pixel_of(keypoints, (height, width))
     valid = inside & flow.valid[row, column]
     xy = np.where(valid[:, None], keypoints + flow.shift[row, column], np.nan)
     return Points(xy, np.where(valid, flow.confidence[row, column], 0), valid)

@@ -1,5 +1,6 @@
 """Buckets, chunks and top-k change nothing but the number of programs; with a fake network."""
 
+import dataclasses
 import functools
 
 import jax
@@ -193,6 +194,10 @@ def test_windows_equal_the_untrained_network_and_take_the_shape_of_the_query(sim
     np.testing.assert_allclose(sides[0, 1], 240, rtol=1e-4)
     np.testing.assert_allclose(got.scores[0, 1], want.scores[0, 1], atol=1e-5)
     assert parts(config).window is None
+    square = parts(dataclasses.replace(config, window="square"))
+    np.testing.assert_array_equal(square.layout([(30, 90), (5, 4)]), np.ones((2, 2)))
+    got = jax.jit(square.window)({}, features, size, template, jnp.ones((2, 2)))
+    np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
 
 
 def test_the_best_score_of_each_template_is_told_whatever_the_threshold():
