@@ -10,6 +10,7 @@ from sm_jax import systems
 from sm_jax.errors import ConfigError
 from sm_jax.ops import hough
 from sm_jax.systems.scnet import model
+from sm_jax.weights import io
 from tests.systems.scnet import tiny
 
 KEY = jax.random.key(0)
@@ -37,6 +38,7 @@ def test_shapes_of_every_trunk(backbone):
     variables = jax.eval_shape(lambda: model.init(config, KEY))
     parts = variables["params"]
     assert set(parts) == {"backbone", "fc", "fc_geometry"}
+    assert io.unflatten(io.flatten(variables)) == variables  # as a file gives them back: nothing empty
     assert parts["fc"]["kernel"].shape == (49 * config.channels, 2048) and parts["fc"]["bias"].shape == (
         2048,
     )
