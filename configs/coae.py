@@ -11,6 +11,9 @@ Arguments follow a colon and are separated by commas, for example `configs/coae.
   full              the published budget (2000 epochs of GroZi-3.2k, or 100 of INSTRE-S1: about 300,000 steps
                     of 4 images); needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
+  dataset=NAME      a published data set, searched as in the paper (implies full): grozi, instre-s1,
+                    instre-s2. It is built/NAME, which `sm-jax data build NAME` makes; data=PATH if it is
+                    elsewhere
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
@@ -25,8 +28,10 @@ mAP@0.50.
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import TRAINED, check_dataset, parse_arg, use_dataset
 from sm_jax.errors import ConfigError
+
+EPOCHS = {"grozi": 2000, "instre-s1": 100, "instre-s2": 100}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,7 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         runlocal=False,
         full=False,
-        data="shelves",
+        data="",
+        dataset="",
         backbone="",
         depth=50,
         steps=0,
@@ -45,13 +51,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     for name in ("steps", "size"):
         if args[name] < 0:
             raise ConfigError(f"{name}={args[name]}: must not be negative")
+    if args.dataset:
+        check_dataset(args.dataset, TRAINED)
+        args.full = True
     config = _published()
     backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
     config.init.backbone = "" if backbone == "random" else backbone
     config.model.depth = args.depth
-    config.data.source = args.data
+    config.data.source = args.data or "shelves"
     if not args.full:
         _two_cores(config)
+    if args.dataset:
+        _dataset(config, args)
     if args.runlocal:
         _runlocal(config)
     if args.size:
@@ -170,6 +181,7 @@ def _published() -> ConfigDict:
             "eval": {
                 "protocol": "default",
                 "splits": ("val",),
+                "views": "",  # "data": those that a published data set is searched with
                 "classes": "all",  # "annotated": only those that an image shows, as published
                 "scales": (1.0,),
                 "nms_iou": 0.3,
@@ -183,6 +195,16 @@ def _published() -> ConfigDict:
             },
         }
     )
+
+
+def _dataset(config: ConfigDict, args: ConfigDict) -> None:
+    """A published data set; the size of the crops, and so the budget, follows that of its pictures."""
+    from sm_jax.data import published
+
+    use_dataset(config, args.dataset, data=args.data)
+    found = published.find(args.dataset)
+    config.steps = found.counts["train"][0] * EPOCHS[args.dataset] // config.batch_size
+    config.data.crop = tuple(side * found.eval_scale // 1280 for side in config.data.crop)
 
 
 def _two_cores(config: ConfigDict) -> None:
