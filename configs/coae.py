@@ -124,6 +124,7 @@ def _published() -> ConfigDict:
                 "positive_margin": 0.7,
                 "negative_margin": 0.3,
                 "ranking_weight": 3.0,
+                "rpn_beta": 1 / 9,
                 "beta": 1.0,
             },
             "init": {"backbone": "", "model": ""},
@@ -136,7 +137,7 @@ def _published() -> ConfigDict:
                 "cut_coverage": 0.3,
                 "object_size": 225,
                 "max_boxes": 64,
-                "flips": True,
+                "flips": False,
                 "color": False,
                 "query_crops": False,
                 "scale": 0.0,  # of stored pixels; 0: measured on the training split
@@ -224,7 +225,7 @@ def _two_cores(config: ConfigDict) -> None:
         proposals=64,
     )
     config.objective.update(rpn_positives=32, rois=32)
-    config.data.update(crop=(320, 320), object_size=144, max_boxes=16, flips=False)
+    config.data.update(crop=(320, 320), object_size=144, max_boxes=16)
     config.data.shelves.update(
         num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
     )

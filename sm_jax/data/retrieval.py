@@ -158,8 +158,7 @@ def random_crops(
     """Up to `options.random_crops` crops f32 (n, 4) of an image of `size`, and what they show, i32 (n,).
 
     Each has the sides of a random box of the image times U(0.8, 1.25); every other one lies anywhere, the
-    others at that box, moved by up to a sixth of its sides. (How the baseline's crops were drawn was not
-    published.)
+    others at that box, moved by up to a sixth of its sides. (The baseline's lie between two random points.)
     """
     height, width = size
     crops, shown = [], []
@@ -218,7 +217,6 @@ class Epochs:
             )
         if len(np.unique(labels[labels >= 0])) < 2:
             raise DataError("the training split has one class; there is nothing to tell it from")
-
         self._last: tuple[int, Epoch] | None = None
 
     def __getitem__(self, number: int) -> Epoch:

@@ -27,7 +27,7 @@ def test_published_constants():
     assert (config.steps, config.batch_size, config.optim.lr) == (298_000, 4, 0.01)
     assert config.optim.milestones == (149_000, 223_500) and config.optim.reload_best_at_drop
     assert config.eval.max_detections == 100 and config.eval.scales == (1.0,)
-    assert config.data.crop == (900, 1200) and config.data.scale_jitter == 1 / 1.6
+    assert config.data.crop == (900, 1200) and config.data.scale_jitter == 1 / 1.6 and not config.data.flips
 
 
 def test_arguments():

@@ -249,11 +249,12 @@ def embed(config: ModelConfig, variables: Variables, features: Array) -> dict[st
 
 def match(
     config: ModelConfig, variables: Variables, image: Mapping[str, Array], cells: Array, query: Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Co-attention and co-excitation of a pair.
 
     Either map gets what it takes over from the other one added; the mean of the query's map then gives one
-    weight per channel, which multiplies both.
+    weight per channel, which multiplies both. Proposals come from the map before that, what is compared from
+    those after it.
 
     Args:
       config: the model.
@@ -263,7 +264,8 @@ def match(
       query: "k k c" of `encode`.
 
     Returns:
-      The image's map "h w c", 0 outside the valid cells, and the query's "k k c".
+      The image's map "h w c" after co-attention, then after co-excitation too, 0 outside the valid cells; and
+      the query's "k k c" after both.
     """
     net, features = attention(config), image["features"]
     valid = valid_cells(cells[None], features.shape[:2])[0]
@@ -289,11 +291,11 @@ def match(
     query = query + given.reshape(query.shape)
     features = jnp.where(valid, features + taken.reshape(features.shape), 0.0)
     weights = _apply(excitation(config), variables, "excitation", jnp.mean(query, axis=(0, 1)))
-    return features * weights[None, None], query * weights[None, None]
+    return features, features * weights[None, None], query * weights[None, None]
 
 
 def first_stage(config: ModelConfig, variables: Variables, features: Array) -> dict[str, Array]:
-    """All anchors of a matched map "h w c": {"logits" f32 "n", "codes" f32 "n 4"} of `sm_jax.rpn`."""
+    """All anchors of a map "h w c" after co-attention: {"logits" f32 "n", "codes" f32 "n 4"} as of `RPN`."""
     found = _apply(rpn(config), variables, "rpn", features[None])
     return {name: value[0] for name, value in found.items()}
 
