@@ -134,6 +134,7 @@ def _published() -> ConfigDict:
                 "scale_jitter": 0.625,
                 "aspect_jitter": 1.0,
                 "min_coverage": 0.7,
+                "pad_crops": True,  # else a picture smaller than the crop is enlarged to fill it
                 "cut_coverage": 0.3,
                 "object_size": 225,
                 "max_boxes": 64,
@@ -225,7 +226,7 @@ def _two_cores(config: ConfigDict) -> None:
         proposals=64,
     )
     config.objective.update(rpn_positives=32, rois=32)
-    config.data.update(crop=(320, 320), object_size=144, max_boxes=16)
+    config.data.update(crop=(320, 320), object_size=144, max_boxes=16, pad_crops=False)
     config.data.shelves.update(
         num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
     )

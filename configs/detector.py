@@ -128,6 +128,7 @@ def _published() -> ConfigDict:
                 "scale_jitter": 0.5,
                 "aspect_jitter": 0.9,
                 "min_coverage": 0.7,
+                "pad_crops": True,  # else a picture smaller than the crop is enlarged to fill it
                 "object_size": 240,
                 "max_boxes": 128,
                 "flips": True,
@@ -230,7 +231,7 @@ def _two_cores(config: ConfigDict) -> None:
         roi_hidden=256,
     )
     config.objective.update(candidates=500, proposals=200, roi_samples=128, anchor_samples=128)
-    config.data.update(crop=(256, 320), scale_jitter=0.7, max_boxes=32)
+    config.data.update(crop=(256, 320), scale_jitter=0.7, max_boxes=32, pad_crops=False)
     config.data.shelves.update(
         num_train=2000,
         num_val=32,
