@@ -249,8 +249,8 @@ def hardest(
     """For every query the `count` pictures of the pool that score highest, no two of a class, none of its
     own.
 
-    Crops that show nothing are each a class of their own. Where there are fewer classes, pictures of the
-    classes taken come next, then -1. Source: cnnimageretrieval v1.1.
+    Crops that show nothing are each a class of their own (together one in the source). Where there are fewer
+    classes, pictures of the classes taken come next, then -1. Source: cnnimageretrieval v1.1.
 
     Args:
       scores: f32 (q, m), similarity of every query with every picture of the pool.

@@ -21,6 +21,7 @@ from sm_jax.backbones.common import DTYPES, valid_cells
 from sm_jax.errors import ConfigError
 from sm_jax.ops.anchors import grid_anchors
 from sm_jax.ops.resample import resize_align_corners
+from sm_jax.ops.roi import repeat_border
 from sm_jax.systems.coae.parts import HEADS, KINDS, STRIDE, Excitation, Head, NonLocal
 
 Array = jax.Array
@@ -317,12 +318,4 @@ def second_stage(
     config: ModelConfig, variables: Variables, features: Array, cells: Array, query: Array, boxes: Array
 ) -> tuple[Array, Array]:
     """Boxes "k 4" of the matched map "h w c" against the matched query: logits f32 "k 2", codes f32 "k 4"."""
-    return _apply(head(config), variables, "head", _extend(features, cells), boxes, query)
-
-
-def _extend(features: Array, cells: Array) -> Array:
-    """The last valid row and column of "h w c" repeated into the padding, which boxes at the border see."""
-    for axis in (0, 1):
-        index = jnp.minimum(jnp.arange(features.shape[axis]), cells[axis] - 1)
-        features = jnp.take(features, index, axis=axis)
-    return features
+    return _apply(head(config), variables, "head", repeat_border(features, cells), boxes, query)
