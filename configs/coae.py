@@ -22,7 +22,7 @@ Arguments follow a colon and are separated by commas, for example `configs/coae.
                     shorter side of 900 pixels for GroZi-3.2k)
   annotated         evaluate as published: in an image only the classes that it shows are searched
 
-Expected on GroZi-3.2k val-new-cl, with depth=101 and `annotated` (figure of the OS2D paper, not ours): 88.2
+Expected with dataset=grozi,depth=101,annotated (val-new-cl; figure of the OS2D paper, not ours): 88.2
 mAP@0.50.
 """
 
