@@ -11,6 +11,9 @@ Arguments follow a colon and are separated by commas, for example `configs/coae.
   full              the published budget (2000 epochs of GroZi-3.2k, or 100 of INSTRE-S1: about 300,000 steps
                     of 4 images); needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
+  dataset=NAME      a published data set, searched as in the paper (implies full): grozi, instre-s1,
+                    instre-s2. It is built/NAME, which `sm-jax data build NAME` makes; data=PATH if it is
+                    elsewhere
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
   depth=50|101      ResNet depth
@@ -19,14 +22,16 @@ Arguments follow a colon and are separated by commas, for example `configs/coae.
                     shorter side of 900 pixels for GroZi-3.2k)
   annotated         evaluate as published: in an image only the classes that it shows are searched
 
-Expected on GroZi-3.2k val-new-cl, with depth=101 and `annotated` (figure of the OS2D paper, not ours): 88.2
+Expected with dataset=grozi,depth=101,annotated (val-new-cl; figure of the OS2D paper, not ours): 88.2
 mAP@0.50.
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import TRAINED, check_dataset, parse_arg, use_dataset
 from sm_jax.errors import ConfigError
+
+EPOCHS = {"grozi": 2000, "instre-s1": 100, "instre-s2": 100}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,7 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         runlocal=False,
         full=False,
-        data="shelves",
+        data="",
+        dataset="",
         backbone="",
         depth=50,
         steps=0,
@@ -45,13 +51,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     for name in ("steps", "size"):
         if args[name] < 0:
             raise ConfigError(f"{name}={args[name]}: must not be negative")
+    if args.dataset:
+        check_dataset(args.dataset, TRAINED)
+        args.full = True
     config = _published()
     backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
     config.init.backbone = "" if backbone == "random" else backbone
     config.model.depth = args.depth
-    config.data.source = args.data
+    config.data.source = args.data or "shelves"
     if not args.full:
         _two_cores(config)
+    if args.dataset:
+        _dataset(config, args)
     if args.runlocal:
         _runlocal(config)
     if args.size:
@@ -113,6 +124,7 @@ def _published() -> ConfigDict:
                 "positive_margin": 0.7,
                 "negative_margin": 0.3,
                 "ranking_weight": 3.0,
+                "rpn_beta": 1 / 9,
                 "beta": 1.0,
             },
             "init": {"backbone": "", "model": ""},
@@ -122,10 +134,11 @@ def _published() -> ConfigDict:
                 "scale_jitter": 0.625,
                 "aspect_jitter": 1.0,
                 "min_coverage": 0.7,
+                "pad_crops": True,  # else a picture smaller than the crop is enlarged to fill it
                 "cut_coverage": 0.3,
                 "object_size": 225,
                 "max_boxes": 64,
-                "flips": True,
+                "flips": False,
                 "color": False,
                 "query_crops": False,
                 "scale": 0.0,  # of stored pixels; 0: measured on the training split
@@ -170,6 +183,7 @@ def _published() -> ConfigDict:
             "eval": {
                 "protocol": "default",
                 "splits": ("val",),
+                "views": "",  # "data": those that a published data set is searched with
                 "classes": "all",  # "annotated": only those that an image shows, as published
                 "scales": (1.0,),
                 "nms_iou": 0.3,
@@ -183,6 +197,16 @@ def _published() -> ConfigDict:
             },
         }
     )
+
+
+def _dataset(config: ConfigDict, args: ConfigDict) -> None:
+    """A published data set; the size of the crops, and so the budget, follows that of its pictures."""
+    from sm_jax.data import published
+
+    use_dataset(config, args.dataset, data=args.data)
+    found = published.find(args.dataset)
+    config.steps = found.counts["train"][0] * EPOCHS[args.dataset] // config.batch_size
+    config.data.crop = tuple(side * found.eval_scale // 1280 for side in config.data.crop)
 
 
 def _two_cores(config: ConfigDict) -> None:
@@ -202,7 +226,7 @@ def _two_cores(config: ConfigDict) -> None:
         proposals=64,
     )
     config.objective.update(rpn_positives=32, rois=32)
-    config.data.update(crop=(320, 320), object_size=144, max_boxes=16, flips=False)
+    config.data.update(crop=(320, 320), object_size=144, max_boxes=16, pad_crops=False)
     config.data.shelves.update(
         num_train=2000, num_val=16, num_test=16, image_size=(480, 640), object_size=(120.0, 330.0)
     )

@@ -10,6 +10,8 @@ Arguments follow a colon and are separated by commas, for example `configs/detec
   runlocal          a run of a few minutes on 2 cores that exercises everything
   full              the published schedule (720,000 steps of 2 pictures, one GPU), all features trained
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
+  dataset=NAME      a published data set (implies full): grozi, instre-s1, instre-s2. It is built/NAME, which
+                    `sm-jax data build NAME` makes; data=PATH if it is elsewhere
   kind=NAME         agnostic (default: any object) | classes (one score for each class of the training split)
   backbone=NAME     registry name or path of the backbone weights; "random" for none (default: those of the
                     depth, resnet50-caffe-c4 or resnet101-tv)
@@ -21,9 +23,11 @@ The published detector has a feature pyramid, this one anchors of four sizes on 
 Expected on GroZi-3.2k (figures of the OS2D paper, not ours): class detector 87.1 mAP@0.50 on val-old-cl.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import TRAINED, check_dataset, parse_arg, use_dataset
 from sm_jax.errors import ConfigError
 
 PYRAMID = (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
@@ -36,7 +40,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         runlocal=False,
         full=False,
-        data="shelves",
+        data="",
+        dataset="",
         kind="agnostic",
         backbone="",
         depth=50,
@@ -47,18 +52,28 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ConfigError(f"steps={args.steps}: must not be negative")
     if args.kind not in KINDS:
         raise ConfigError(f"kind={args.kind}: there are {' and '.join(KINDS)}")
+    if args.dataset:
+        check_dataset(args.dataset, TRAINED)
+        if args.kind == "classes" and args.dataset != "grozi":
+            raise ConfigError(f"kind=classes: no split of {args.dataset} shows the classes of its training")
+        args.full = True
     config = _published()
     backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
     config.init.backbone = "" if backbone == "random" else backbone
     config.model.depth = args.depth
-    config.data.source = args.data
+    config.data.source = args.data or "shelves"
     config.data.object_size = args.size or (240 if args.full else 120)
     if not args.full:
         _two_cores(config)
+    if args.dataset:
+        use_dataset(config, args.dataset, data=args.data, metric="AP@0.50")
+    if args.dataset == "grozi":  # any object of any class; `_classes` takes those of training
+        config.eval.splits = ("val-all",)
+        config.checkpoint.best_metric = "val-all/AP@0.50"
     if args.runlocal:
         _runlocal(config)
     if args.kind == "classes":
-        _classes(config)
+        _classes(config, args.dataset)
     if args.steps:
         config.steps = args.steps
     return config
@@ -113,6 +128,7 @@ def _published() -> ConfigDict:
                 "scale_jitter": 0.5,
                 "aspect_jitter": 0.9,
                 "min_coverage": 0.7,
+                "pad_crops": True,  # else a picture smaller than the crop is enlarged to fill it
                 "object_size": 240,
                 "max_boxes": 128,
                 "flips": True,
@@ -176,19 +192,26 @@ def _published() -> ConfigDict:
     )
 
 
-def _classes(config: ConfigDict) -> None:
+def _classes(config: ConfigDict, dataset: str) -> None:
     """A score for each class of the training split, measured on other pictures of the same classes."""
     from sm_jax import data
+    from sm_jax.data import published
 
     if config.data.source == "shelves":
         # Generated classes come by the thousand; a class detector must see each of them often.
         config.data.shelves.num_classes = 40
         config.eval.splits = ("seen",)
         config.checkpoint.best_metric = "seen/mAP@0.50"
+    elif dataset:
+        config.eval.splits = ("val-old-cl",)
+        config.checkpoint.best_metric = "val-old-cl/mAP@0.50"
     else:
         config.checkpoint.best_metric = "val/mAP@0.50"
     config.eval.score_threshold = 1e-3  # of hundreds of classes nearly all are below it for any box
-    config.model.classes = data.make_source(config.data, "train").num_classes
+    if dataset and not Path(config.data.source).exists():  # what uses the config says that it is not built
+        config.model.classes = published.find(dataset).counts["train"][2]
+    else:
+        config.model.classes = data.make_source(config.data, "train").num_classes
 
 
 def _two_cores(config: ConfigDict) -> None:
@@ -208,7 +231,7 @@ def _two_cores(config: ConfigDict) -> None:
         roi_hidden=256,
     )
     config.objective.update(candidates=500, proposals=200, roi_samples=128, anchor_samples=128)
-    config.data.update(crop=(256, 320), scale_jitter=0.7, max_boxes=32)
+    config.data.update(crop=(256, 320), scale_jitter=0.7, max_boxes=32, pad_crops=False)
     config.data.shelves.update(
         num_train=2000,
         num_val=32,

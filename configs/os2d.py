@@ -39,21 +39,11 @@ Expected on GroZi-3.2k val-new-cl (figures of the paper, not ours): V1 88.7, V2-
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import DATASETS, TEST_ONLY, parse_arg, use_dataset
 from sm_jax.errors import ConfigError
 
 UNTRAINED = ("v2-init", "sliding-square", "sliding-ar")
 PYRAMID = (0.5, 0.625, 0.8, 1.0, 1.2, 1.4, 1.6)
-DATASETS = {  # name -> the splits that a run is evaluated on
-    "grozi": ("val-new-cl",),
-    "instre-s1": ("val",),
-    "instre-s2": ("val",),
-    "dairy": ("test",),
-    "paste-v": ("test",),
-    "paste-f": ("test",),
-    "repmet": ("test",),
-}
-TEST_ONLY = tuple(name for name, splits in DATASETS.items() if splits == ("test",))
 BACKBONES = {  # row of Table 2 -> depth, weights
     "r50-scratch": (50, "random"),
     "r50-imagenet": (50, "resnet50-tv"),
@@ -346,10 +336,7 @@ def _recipe(config: ConfigDict, name: str, transform: str) -> None:
 
 def _dataset(config: ConfigDict, args: ConfigDict) -> None:
     """What a published data set is evaluated on, and how; scale and class views come with what was built."""
-    config.data.source = args.data or f"built/{args.dataset}"
-    config.eval.splits = DATASETS[args.dataset]
-    config.eval.views = "data"
-    config.checkpoint.best_metric = f"{config.eval.splits[0]}/mAP@0.50"
+    use_dataset(config, args.dataset, data=args.data)
     if args.dataset.startswith("instre-"):
         config.data.mine_extra_class_images = True
         config.eval_every = config.checkpoint.every = 5000

@@ -12,6 +12,10 @@ Arguments follow a colon and are separated by commas, for example `configs/retri
   runlocal          a run of a few minutes on 2 cores that exercises everything
   full              the published budget: 100 epochs of 2000 queries, everything trains; needs a GPU
   data=PATH         your own pictures: COCO JSON, Pascal VOC folder, OS2D CSV, or a folder per class
+  dataset=NAME      a published data set, searched as in the paper (implies full): grozi, instre-s1,
+                    instre-s2; with `untrained` also dairy, paste-v, paste-f. It is built/NAME, which
+                    `sm-jax data build NAME` makes; data=PATH if it is elsewhere
+  detector=RUN      run or exported file of a detector: then both are evaluated together
   untrained         the paper's row "retrieval not trained": ImageNet features and pooling, no whitening
   whitening=NAME    what the whitening starts from: pairs | pca (computed from training crops) | random
                     (default pairs, with `full` random)
@@ -25,10 +29,11 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import DATASETS, TRAINED, check_dataset, parse_arg, use_dataset
 from sm_jax.errors import ConfigError
 
 EPOCH = 400  # steps of 5 queries
+PASTE_F_SCALE = 3500 / 1280  # of the authors' baseline; they searched it with OS2D at 2000
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -37,7 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg,
         runlocal=False,
         full=False,
-        data="shelves",
+        data="",
+        dataset="",
+        detector="",
         untrained=False,
         whitening="",
         backbone="",
@@ -48,13 +55,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ConfigError(f"steps={args.steps}: must not be negative")
     if args.untrained and args.whitening:
         raise ConfigError(f"untrained has no whitening; leave whitening={args.whitening} out")
+    if args.dataset:
+        everything = tuple(name for name in DATASETS if name != "repmet")
+        check_dataset(args.dataset, everything if args.untrained else TRAINED)
+        args.full = True
     config = _published()
     backbone = args.backbone or ("resnet101-tv" if args.depth == 101 else "resnet50-caffe-c4")
     config.init.backbone = "" if backbone == "random" else backbone
     config.model.depth = args.depth
-    config.data.source = args.data
+    config.data.source = args.data or "shelves"
+    config.eval.detector = args.detector
     if not args.full:
         _two_cores(config)
+    metric = "mAP@0.50" if args.detector else "mAP"
+    config.checkpoint.best_metric = f"val/{metric}"
+    if args.dataset:
+        use_dataset(config, args.dataset, data=args.data, metric=metric)
+    if args.dataset == "paste-f":
+        config.data.scale = PASTE_F_SCALE
     if args.runlocal:
         _runlocal(config)
     if args.whitening:

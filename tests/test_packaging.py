@@ -8,7 +8,8 @@ from packaging.requirements import Requirement
 from tests.goldens import ROOT
 
 UNPINNED_EXTRAS = {"torch", "opencv-contrib-python-headless"}
-RUNTIME_ONLY_IN_REQUIREMENTS = {"pytest", "hypothesis", "ruff", "tensorflow-datasets", "importlib-resources"}
+TESTS_AND_LINT = {"pytest", "pytest-xdist", "hypothesis", "ruff"}
+RUNTIME_ONLY_IN_REQUIREMENTS = TESTS_AND_LINT | {"tensorflow-datasets", "importlib-resources"}
 
 
 def _read(name: str) -> list[Requirement]:

@@ -219,6 +219,7 @@ def _os2d_builder(config: Any, **process: Any) -> Any:
         cut_coverage=data.cut_coverage,
         flips=data.flips,
         color=data.color,
+        pad_crops=bool(data.get("pad_crops", False)),
         query_crops=data.query_crops,
         extra_query_pictures=extra,
         hard_patches=mining.enabled,
@@ -246,6 +247,7 @@ def _detector_builder(config: Any, **process: Any) -> Any:
         min_coverage=data.min_coverage,
         flips=data.flips,
         color=data.color,
+        pad_crops=bool(data.get("pad_crops", False)),
     )
     return detector.BatchBuilder(source, options, **process)
 

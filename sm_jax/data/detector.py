@@ -24,6 +24,7 @@ class BatchOptions:
 
     Attributes:
       scale: crop pixels per image pixel that brings objects to their nominal size.
+      pad_crops: a crop larger than its image is filled with black; else it is cut to it, and so enlarged.
       The others as in the config section `data`.
     """
 
@@ -36,6 +37,7 @@ class BatchOptions:
     min_coverage: float = 0.7
     flips: bool = True
     color: bool = False
+    pad_crops: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "max_boxes"):
@@ -145,6 +147,7 @@ class BatchBuilder:
             scale_jitter=options.scale_jitter,
             aspect_jitter=options.aspect_jitter,
             min_coverage=options.min_coverage,
+            inside=not options.pad_crops,
         )
         covered = box_ops.coverage(entry["boxes"], crop)
         filter = transforms.random_filter(rng)

@@ -37,6 +37,7 @@ class BatchOptions:
       extra_query_pictures: take a class picture, uniformly, from the given one and every box of the class
         that is not difficult (`data.mine_extra_class_images`).
       hard_patches: there will be a memory of hard patches.
+      pad_crops: a crop larger than its image is filled with black; else it is cut to it (as published).
       The others as in the config section `data`.
     """
 
@@ -53,6 +54,7 @@ class BatchOptions:
     cut_coverage: float = 0.3
     flips: bool = False
     color: bool = False
+    pad_crops: bool = False
     query_crops: bool = False
     extra_query_pictures: bool = False
     hard_patches: bool = False
@@ -254,6 +256,7 @@ class BatchBuilder:
                 scale_jitter=options.scale_jitter,
                 aspect_jitter=options.aspect_jitter,
                 min_coverage=options.min_coverage,
+                inside=not options.pad_crops,
             )
         covered = box_ops.coverage(entry["boxes"], crop)
         labels, difficult = transforms.crop_labels(

@@ -158,8 +158,7 @@ def random_crops(
     """Up to `options.random_crops` crops f32 (n, 4) of an image of `size`, and what they show, i32 (n,).
 
     Each has the sides of a random box of the image times U(0.8, 1.25); every other one lies anywhere, the
-    others at that box, moved by up to a sixth of its sides. (How the baseline's crops were drawn was not
-    published.)
+    others at that box, moved by up to a sixth of its sides. (The baseline's lie between two random points.)
     """
     height, width = size
     crops, shown = [], []
@@ -218,7 +217,6 @@ class Epochs:
             )
         if len(np.unique(labels[labels >= 0])) < 2:
             raise DataError("the training split has one class; there is nothing to tell it from")
-
         self._last: tuple[int, Epoch] | None = None
 
     def __getitem__(self, number: int) -> Epoch:
@@ -251,8 +249,8 @@ def hardest(
     """For every query the `count` pictures of the pool that score highest, no two of a class, none of its
     own.
 
-    Crops that show nothing are each a class of their own. Where there are fewer classes, pictures of the
-    classes taken come next, then -1. Source: cnnimageretrieval v1.1.
+    Crops that show nothing are each a class of their own (together one in the source). Where there are fewer
+    classes, pictures of the classes taken come next, then -1. Source: cnnimageretrieval v1.1.
 
     Args:
       scores: f32 (q, m), similarity of every query with every picture of the pool.

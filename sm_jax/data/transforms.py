@@ -3,6 +3,8 @@
 Boxes are xyxy pixels, sizes (height, width), pictures uint8 RGB `(h, w, 3)` until `normalize`.
 """
 
+import math
+
 import numpy as np
 from PIL import Image, ImageEnhance
 
@@ -106,13 +108,17 @@ def random_crop(
     scale_jitter: float = 0.7,
     aspect_jitter: float = 0.9,
     min_coverage: float = 0.7,
+    inside: bool = True,
 ) -> np.ndarray:
-    """A random training crop, int32 xyxy `(4,)` inside an image of `size`; it is to be resized to `crop`.
+    """A random training crop, int32 xyxy `(4,)` of an image of `size`; it is to be resized to `crop`.
 
     Aspect (width / height) is uniform in [aspect_jitter, 1 / aspect_jitter] times that of `crop`; the scale
     is uniform in [scale_jitter, 1 / scale_jitter] times `scale` (pixels of the crop per pixel of the image).
     A trial is accepted if the image has no boxes or some box is covered by at least `min_coverage`; after
     `MAX_CROP_TRIALS` failures the top-left corner at the plain scale is used.
+
+    With `inside` a crop larger than the image is cut to it, on each axis for itself: resized, it shows the
+    image larger than drawn, and in another aspect. Without, it reaches beyond the right and lower border.
 
     Source: OS2D, published code (random patches).
     """
@@ -121,8 +127,8 @@ def random_crop(
     for _ in range(MAX_CROP_TRIALS):
         aspect = rng.uniform(aspect_jitter, 1 / aspect_jitter) * target_aspect
         trial_scale = rng.uniform(scale * scale_jitter, scale / scale_jitter)
-        crop_width = min(crop[1] / trial_scale, width)
-        crop_height = max(int(min(crop_width / aspect, height)), 1)
+        crop_width = min(crop[1] / trial_scale, width if inside else math.inf)
+        crop_height = max(int(min(crop_width / aspect, height if inside else math.inf)), 1)
         crop_width = max(int(crop_width), 1)
         left = int(rng.integers(width - crop_width)) if crop_width < width else 0
         top = int(rng.integers(height - crop_height)) if crop_height < height else 0
@@ -130,7 +136,9 @@ def random_crop(
         if len(boxes) == 0 or (box_ops.coverage(boxes, trial) >= min_coverage).any():
             return trial
     right, bottom = max(int(crop[1] / scale), 1), max(int(crop[0] / scale), 1)
-    return np.array([0, 0, min(right, width), min(bottom, height)], np.int32)
+    if inside:
+        right, bottom = min(right, width), min(bottom, height)
+    return np.array([0, 0, right, bottom], np.int32)
 
 
 def apply_crop(

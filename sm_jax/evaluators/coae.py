@@ -26,6 +26,7 @@ def make(config: Any, *, progress=None) -> dict[str, DetectionEvaluator]:
             data_lib.make_source(config.data, split),
             scales=[scale * factor for factor in options.scales],
             query_size=model.query_size,
+            augmentation=data_lib.class_views(config.data, options.get("views", "")),
             max_images=options.max_images,
             iou_thresholds=options.iou_thresholds,
             points=options.get("points", "all"),

@@ -24,11 +24,11 @@ OBJECT = "object"
 
 
 def make(config: Any, *, progress=None) -> dict[str, "DetectorEvaluator"]:
-    """An evaluator for each split of `config.eval.splits`, with the scale measured on the training split."""
+    """An evaluator for each split of `config.eval.splits`, all of the scale that `data.image_scale` finds."""
     options = config.eval
     model = ModelConfig.create(config.model)
-    train = data_lib.make_source(config.data, "train")
-    if model.classes and model.classes != train.num_classes:
+    train = data_lib.make_source(config.data, "train") if model.classes else None  # some data has only "test"
+    if train is not None and model.classes != train.num_classes:
         raise ConfigError(
             f"model.classes: is {model.classes}, but the training data, which gives their names, has "
             f"{train.num_classes} classes"
@@ -39,7 +39,7 @@ def make(config: Any, *, progress=None) -> dict[str, "DetectorEvaluator"]:
         split: DetectorEvaluator(
             predictor,
             data_lib.make_source(config.data, split),
-            class_names=list(train.class_names) if model.classes else None,
+            class_names=None if train is None else list(train.class_names),
             scales=[scale * factor for factor in options.scales],
             max_images=options.max_images,
             iou_thresholds=options.iou_thresholds,
@@ -216,9 +216,18 @@ class DetectorEvaluator:
         return written
 
     def _truth(self, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The annotation with the detector's labels, without the classes that it does not have."""
+        """The annotation with the detector's labels, without the classes that it does not have.
+
+        A box of several classes (INSTRE has five for an object) is one object where any is meant: difficult
+        if it is so in all of them.
+        """
         labels = entry["labels"]
-        labels = np.zeros(len(labels), np.int32) if self._agnostic else self._numbers[labels]
+        if self._agnostic:
+            boxes, which = np.unique(entry["boxes"], axis=0, return_inverse=True)
+            difficult = np.ones(len(boxes), bool)
+            np.logical_and.at(difficult, which.reshape(-1), entry["difficult"])
+            return {"boxes": boxes, "labels": np.zeros(len(boxes), np.int32), "difficult": difficult}
+        labels = self._numbers[labels]
         known = labels >= 0
         return {
             "boxes": entry["boxes"][known],

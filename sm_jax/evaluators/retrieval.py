@@ -35,7 +35,12 @@ def make(config: Any, *, progress=None) -> dict[str, Any]:
     if options.query_size < 1:
         raise ConfigError(f"eval.query_size: must be positive, not {options.query_size}")
     scales = search.checked_scales(options.descriptor_scales)
-    describer = Describer(partial(model.describe, settings), side=options.query_size, scales=scales)
+    describer = Describer(
+        partial(model.describe, settings),
+        side=options.query_size,
+        scales=scales,
+        power=partial(model.scale_power, settings),
+    )
     if not options.get("detector", ""):
         return {
             split: RetrievalEvaluator(

@@ -42,6 +42,19 @@ def roi_align(
     return weights @ features.reshape(-1, features.shape[-1])
 
 
+def repeat_border(features: Array, cells: Array) -> Array:
+    """The last valid row and column repeated into the padding: `roi_align` then reads the same as without it.
+
+    Args:
+      features: "h w c".
+      cells: i32 "2", valid (rows, columns).
+    """
+    for axis in (0, 1):
+        index = jnp.minimum(jnp.arange(features.shape[axis]), cells[axis] - 1)
+        features = jnp.take(features, index, axis=axis)
+    return features
+
+
 def roi_max(features: Array, boxes: Array, *, stride: int, output_size: tuple[int, int] = (2, 2)) -> Array:
     """Maximum over the cells of every bin, all corners rounded to cells (Fast R-CNN, ICCV 2015, sec. 2.1).
 

@@ -1,5 +1,7 @@
 """ResNet against recorded activations, and its masking, freezing, remat and type options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import traverse_util
 from sm_jax.backbones import resnet
 from sm_jax.backbones.common import convolve, max_pool
 from sm_jax.errors import ConfigError
-from tests import goldens, weight_rule
+from tests import goldens, gradients, weight_rule
 
 
 def network(path_or_norm, **options):
@@ -17,6 +19,7 @@ def network(path_or_norm, **options):
     return resnet.ResNet(norm=norm if norm in resnet.NORMS else "frozen_bn", **options)
 
 
+@functools.cache
 def small_variables(norm="frozen_bn", level="c2"):
     model = resnet.ResNet(norm=norm, level=level)
     full = weight_rule.backbone_variables(50, norm, 3)
@@ -59,17 +62,22 @@ def test_golden_features(path):
             np.testing.assert_allclose(stem.transpose(0, 3, 1, 2), data[f"{name}_conv1"], atol=2e-4, rtol=0)
 
 
+@functools.cache
+def apply_c3(norm):
+    """Compiled once per norm and shape."""
+    apply = functools.partial(small_variables(norm, "c3")[0].apply, mutable=["batch_stats"])
+    return jax.jit(functools.partial(apply, train=norm == "batch_norm"))
+
+
 @pytest.mark.parametrize("norm", resnet.NORMS)
 @pytest.mark.parametrize("size", [(33, 50), (48, 17)])
 def test_padded_equals_unpadded(norm, size):
     model, variables = small_variables(norm, "c3")
     h, w = size
     image = np.random.default_rng(0).normal(size=(1, h, w, 3)).astype(np.float32)
-    padded = np.pad(image, ((0, 0), (0, 64 - h), (0, 80 - w), (0, 0)))
-    train = norm == "batch_norm"
+    padded = np.pad(image, ((0, 0), (0, 48 - h), (0, 64 - w), (0, 0)))
     plain, padding = (
-        model.apply(variables, x, s, train=train, mutable=["batch_stats"])
-        for x, s in ((image, None), (padded, jnp.asarray([size])))
+        apply_c3(norm)(variables, x, s) for x, s in ((image, None), (padded, jnp.asarray([size])))
     )
     for level, stride in (("c2", 4), ("c3", 8)):
         fh, fw = resnet.feature_size(size[0], stride), resnet.feature_size(size[1], stride)
@@ -83,7 +91,8 @@ def test_batch_norm_trains_with_batch_statistics_and_torch_updates():
     torch = pytest.importorskip("torch")
     model, variables = small_variables("batch_norm")
     image = np.random.default_rng(1).normal(size=(2, 24, 32, 3)).astype(np.float32)
-    _, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
+    apply = functools.partial(model.apply, mutable=["batch_stats"])
+    _, updates = jax.jit(functools.partial(apply, train=True))(variables, image)
     kernel = weight_rule.to_torch("conv1.weight", variables["params"]["conv1"]["kernel"])
     with torch.no_grad():
         y = torch.nn.functional.conv2d(
@@ -96,7 +105,7 @@ def test_batch_norm_trains_with_batch_statistics_and_torch_updates():
     got = updates["batch_stats"]["bn1"]
     np.testing.assert_allclose(got["mean"], layer.running_mean.numpy(), atol=1e-6)
     np.testing.assert_allclose(got["var"], layer.running_var.numpy(), atol=1e-5)
-    _, none = model.apply(variables, image, mutable=["batch_stats"])
+    _, none = jax.jit(apply)(variables, image)
     jax.tree.map(np.testing.assert_array_equal, none["batch_stats"], variables["batch_stats"])
 
 
@@ -126,14 +135,14 @@ def test_frozen_units_get_no_gradient_and_remat_changes_nothing(frozen):
     plain, remat = gradient(), gradient(remat=True)
     for name, value in plain.items():
         assert bool(np.any(value)) != resnet.is_frozen(name, depth=50, frozen_blocks=frozen), name
-        np.testing.assert_allclose(remat[name], value, rtol=1e-4, atol=1e-4 * float(np.abs(value).max()))
+    gradients.assert_near(remat, plain, rtol=1e-3)
 
 
 def test_bfloat16_activations_keep_float32_parameters():
     model, variables = small_variables()
     image = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    exact = model.apply(variables, image)["c2"]
-    low = model.copy(dtype=jnp.bfloat16).apply(variables, image)["c2"]
+    exact = jax.jit(model.apply)(variables, image)["c2"]
+    low = jax.jit(model.copy(dtype=jnp.bfloat16).apply)(variables, image)["c2"]
     assert low.dtype == jnp.bfloat16
     assert float(jnp.max(jnp.abs(low.astype(jnp.float32) - exact))) < 0.05 * float(jnp.max(exact))
     shapes = jax.eval_shape(model.copy(dtype=jnp.bfloat16).init, jax.random.key(0), image)

@@ -27,7 +27,7 @@ def test_published_constants():
     assert (config.steps, config.batch_size, config.optim.lr) == (298_000, 4, 0.01)
     assert config.optim.milestones == (149_000, 223_500) and config.optim.reload_best_at_drop
     assert config.eval.max_detections == 100 and config.eval.scales == (1.0,)
-    assert config.data.crop == (900, 1200) and config.data.scale_jitter == 1 / 1.6
+    assert config.data.crop == (900, 1200) and config.data.scale_jitter == 1 / 1.6 and not config.data.flips
 
 
 def test_arguments():
@@ -43,3 +43,15 @@ def test_wrong_arguments_are_one_line(arg):
     with pytest.raises(ConfigError) as error:
         coae.get_config(arg)
     assert "\n" not in str(error.value)
+
+
+def test_published_data_sets():
+    config = coae.get_config("dataset=grozi,depth=101,annotated")
+    assert config.steps == 298_000 and config.data.crop == (900, 1200) and config.data.object_size == 225
+    assert config.data.source == "built/grozi" and config.eval.views == "data"
+    assert config.checkpoint.best_metric == "val-new-cl/mAP@0.50" in evaluators.metric_names(config)
+    config = coae.get_config("dataset=instre-s1")
+    assert config.steps == 294_375 and config.optim.milestones == (147_187, 220_781)
+    assert config.data.crop == (492, 656)  # a shorter side of 900 * 700 / 1280 pixels
+    with pytest.raises(ConfigError, match="no training pictures: evaluate a run"):
+        coae.get_config("dataset=paste-f")

@@ -41,3 +41,22 @@ def test_a_class_detector_has_the_classes_of_the_training_split():
 def test_wrong_arguments_are_refused(arg):
     with pytest.raises(ConfigError):
         systems.make(detector.get_config(arg))
+
+
+def test_published_data_sets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing is built
+    config = detector.get_config("dataset=grozi")
+    assert config.steps == 720_000 and config.data.source == "built/grozi" and config.data.object_size == 240
+    assert config.eval.splits == ("val-all",) and config.checkpoint.best_metric == "val-all/AP@0.50"
+    config = detector.get_config("dataset=grozi,kind=classes")
+    assert config.model.classes == 878 and config.checkpoint.best_metric == "val-old-cl/mAP@0.50"
+    assert config.checkpoint.best_metric in evaluators.metric_names(config)
+    config = detector.get_config("dataset=instre-s1,depth=101,backbone=resnet101-caffe,data=there")
+    assert config.eval.splits == ("val",) and config.data.source == "there"
+    for arg, says in {
+        "dataset=dairy": "no training pictures: evaluate a run",
+        "dataset=repmet": "there are grozi, instre-s1, instre-s2",
+        "dataset=instre-s1,kind=classes": "shows the classes of its training",
+    }.items():
+        with pytest.raises(ConfigError, match=says):
+            detector.get_config(arg)

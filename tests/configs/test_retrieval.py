@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import retrieval
-from sm_jax import systems
+from sm_jax import evaluators, systems
 from sm_jax.errors import ConfigError
 from sm_jax.systems.retrieval.model import ModelConfig
 from sm_jax.systems.retrieval.objective import ObjectiveConfig
@@ -55,3 +55,19 @@ def test_two_cores_store_what_does_not_train():
 def test_a_negative_number_of_steps_is_one_line():
     with pytest.raises(ConfigError, match="steps=-1"):
         retrieval.get_config("steps=-1")
+
+
+def test_published_data_sets_and_a_detector():
+    config = retrieval.get_config("dataset=grozi")
+    assert config.steps == 40_000 and config.data.source == "built/grozi" and config.eval.views == "data"
+    assert config.checkpoint.best_metric == "val-new-cl/mAP" in evaluators.metric_names(config)
+    config = retrieval.get_config("dataset=paste-f,untrained,detector=runs/detector")
+    assert config.steps == 0 and config.data.scale == 3500 / 1280 and config.eval.splits == ("test",)
+    assert config.checkpoint.best_metric == "test/mAP@0.50" in evaluators.metric_names(config)
+    assert retrieval.get_config("dataset=paste-v,untrained").data.scale == 0
+    for arg, says in {
+        "dataset=dairy": "no training pictures: evaluate a run",
+        "dataset=repmet,untrained": "there are grozi",
+    }.items():
+        with pytest.raises(ConfigError, match=says):
+            retrieval.get_config(arg)

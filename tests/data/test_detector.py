@@ -71,6 +71,17 @@ def test_boxes_follow_the_picture(flips):
     assert (True in mirrored) == flips and False in mirrored
 
 
+def test_a_picture_smaller_than_the_crop_is_padded_or_enlarged():
+    sides = {}
+    for pad in (False, True):
+        options = _options(scale=0.5, scale_jitter=1.0, aspect_jitter=1.0, pad_crops=pad)
+        batch, _ = _batch(0, Spot(), options)
+        easy = batch["boxes"][batch["boxes_valid"] & ~batch["difficult"]]
+        sides[pad] = easy[:, 2:] - easy[:, :2]
+    np.testing.assert_allclose(sides[True], 20 * 0.5)
+    assert sides[False].min() > 12
+
+
 def test_rows_do_not_depend_on_processes_or_order():
     whole, _ = _batch(3)
     parts = [_batch(3, process_index=index, process_count=2)[0] for index in range(2)]

@@ -1,5 +1,7 @@
 """Augmentation: geometry is exact, the published crop rule holds, every choice follows the generator."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -63,6 +65,23 @@ def test_random_crop_scale_and_aspect_ranges():
     assert 600 / (0.5 / 0.7) - 1 <= width.min() < 900 and 1600 < width.max() <= 600 / (0.5 * 0.7)
     assert 0.895 < (width / height).min() < 0.92 and 1.09 < (width / height).max() < 1.115
     assert len(np.unique(crops[:, 0])) > 250
+
+
+def test_crops_that_may_reach_beyond_the_image_keep_scale_and_aspect():
+    none, options = np.zeros((0, 4)), {"scale": 1.0, "crop": (300, 400)}
+    draw = functools.partial(transforms.random_crop, size=(300, 400), boxes=none, **options)
+    beyond = np.stack([draw(np.random.default_rng(i), inside=False) for i in range(200)])
+    within = np.stack([draw(np.random.default_rng(i)) for i in range(200)])
+    width, height = (beyond[:, 2:] - beyond[:, :2]).T
+    assert 275 < width.min() < 300 and 550 < width.max() <= 400 / 0.7  # scales 0.7 to 1 / 0.7
+    assert abs(np.log(width / height / (4 / 3))).max() < -np.log(0.9) + 0.01
+    assert (beyond[width >= 400, 0] == 0).all() and (beyond[height >= 300, 1] == 0).all()
+    assert within[:, 2].max() == 400 and within[:, 3].max() == 300
+    inner = (width < 400) & (height < 300)
+    np.testing.assert_array_equal(beyond[inner], within[inner])
+    far = np.array([[9000, 9000, 9900, 9900]], np.float32)
+    crop = transforms.random_crop(np.random.default_rng(0), (300, 400), far, inside=False, scale=0.5)
+    np.testing.assert_array_equal(crop, [0, 0, 1200, 1200])
 
 
 def test_random_crop_falls_back_to_top_left():

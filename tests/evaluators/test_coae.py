@@ -60,12 +60,14 @@ def test_evaluators_of_a_config(tmp_path):
     config = ConfigDict(coae.get_config(f"annotated,data={tmp_path}"))
     config.data.scale = 1.0
     config.eval.splits = ("train",)
-    config.eval.max_images = 1
+    config.eval.max_images, config.eval.views = 1, "horflip"
     names = [name for name in config.model if hasattr(tiny.CONFIG, name)]
     config.model.update({name: getattr(tiny.CONFIG, name) for name in names})
     with tiny.network():
         evaluator = evaluators.make(config)["train"]
         metrics = dict(evaluator.run(tiny.variables()))
+        pictures = [(7, np.zeros((48, 48, 3), np.uint8))]
+        assert evaluator.encode(tiny.variables(), pictures)[1] == [7, 7]  # as it is, and mirrored
     assert {f"train/{name}" for name in metrics} == set(evaluators.metric_names(config))
     shown = set(evaluator.ground_truth[0]["labels"])
     assert set(evaluator.detections[0]["labels"]) <= shown

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import detector as config_file
+from sm_jax.data.builders import published
 from sm_jax.errors import ConfigError, DataError
 from sm_jax.evaluators import detector, metric_names
 from sm_jax.systems.detector.predict import Parts, Predictor
+from tests.data.published import maker
 from tests.evaluators.fake_source import Squares
 
 
@@ -41,6 +44,32 @@ def test_any_object_is_one_class():
     assert found == {"AP@0.50": 1.0, "recall@0.50": 1.0, "AP@0.75": 1.0, "recall@0.75": 1.0}
     assert evaluator.class_names == ["object"] and "object" in evaluator.table()
     assert json.loads(json.dumps(evaluator.to_dict()))["images"] == 3
+
+
+def test_a_box_of_several_classes_is_one_object():
+    class Double(Squares):
+        def annotation(self, index):
+            entry = super().annotation(index)
+            return entry | {
+                "boxes": np.concatenate([entry["boxes"], entry["boxes"]]),
+                "labels": np.concatenate([entry["labels"], 1 - entry["labels"]]),
+                "difficult": np.array([True, True, False, True]),
+            }
+
+    evaluator = _evaluator(Double(2), Oracle(Squares(2)))
+    assert dict(evaluator.run({})) == {"AP@0.50": 1.0, "recall@0.50": 1.0}
+    order = np.lexsort(Squares(2).annotation(0)["boxes"].T[::-1])
+    truth = evaluator.ground_truth[0]
+    np.testing.assert_array_equal(truth["boxes"], Squares(2).annotation(0)["boxes"][order])
+    assert truth["difficult"][order].tolist() == [False, True]
+
+
+def test_a_detector_of_any_object_needs_no_training_pictures(tmp_path):
+    maker.retail(tmp_path / "data", "dairy", [maker.row(0, 1)], folder="original")
+    published.build("dairy", tmp_path / "data", tmp_path / "built")
+    config = config_file.get_config(f"data={tmp_path / 'built' / 'dairy'}")
+    config.eval.splits = ("test",)
+    assert list(detector.make(config)) == ["test"]
 
 
 def test_a_shift_costs_at_the_higher_threshold_only():

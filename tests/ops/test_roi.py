@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from sm_jax import boxes as box_lib
-from sm_jax.ops.roi import roi_align, roi_max, roi_max_matconvnet
+from sm_jax.ops.roi import repeat_border, roi_align, roi_max, roi_max_matconvnet
 
 relaxed = settings(deadline=None, max_examples=25)
 
@@ -201,3 +201,16 @@ def test_shapes_and_type_at_real_size(pool):
     boxes = jax.ShapeDtypeStruct((32, 100, 4), jnp.float32)
     out = jax.eval_shape(jax.vmap(functools.partial(pool, stride=32, output_size=(2, 2))), features, boxes)
     assert out.shape == (32, 100, 2, 2, 1280) and out.dtype == jnp.bfloat16
+
+
+def test_with_a_repeated_border_padding_changes_nothing():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3, 4, 2)).astype(np.float32)
+    padded = np.pad(features, ((0, 2), (0, 3), (0, 0)), constant_values=9.0)
+    boxes = np.array([[0, 0, 64, 48], [40, 20, 63, 47]], np.float32)
+    alone, also = (
+        roi_align(one, boxes, stride=16)
+        for one in (jnp.asarray(features), repeat_border(jnp.asarray(padded), jnp.array([3, 4])))
+    )
+    np.testing.assert_allclose(also, alone, atol=1e-5)
+    assert np.abs(roi_align(jnp.asarray(padded), boxes, stride=16) - alone).max() > 0.1

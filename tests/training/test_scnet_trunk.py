@@ -11,6 +11,7 @@ from sm_jax import training
 from sm_jax.data import make_training_pairs, scnet
 from sm_jax.data.images import read_image
 from sm_jax.data.synthetic import figures
+from sm_jax.data.transforms import MEAN, STD
 from sm_jax.errors import ConfigError, DataError, WeightsError
 from sm_jax.systems.scnet import model
 from sm_jax.training import trunk, trunk_scnet
@@ -31,6 +32,13 @@ def config(cache, monkeypatch):
     found.update(eval_every=0)
     found.checkpoint.update(every=0, keep_best=0, best_metric="")
     return found
+
+
+def _fresh(config):
+    """Variables of a model, every one 0.5: random ones would take long to make."""
+    net = model.ModelConfig.create(config.model)
+    shapes = jax.eval_shape(lambda: model.init(net, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), shapes)
 
 
 def test_batches_hold_the_features_of_their_pictures(config):
@@ -68,7 +76,9 @@ def test_statistics_of_the_training_pictures_are_part_of_the_trunk(config):
     np.testing.assert_allclose(found["std"], images.std(axis=0), atol=1e-2)
     assert own.weights_hash != plain.weights_hash and own.file.path != plain.file.path
 
-    fresh = model.init(model.ModelConfig.create(config.model), jax.random.key(0))
+    fresh = _fresh(config)
+    scale = 255 * np.ones((*config.model.image_size, 1), np.float32)
+    fresh["batch_stats"]["input"] = {"mean": scale * np.float32(MEAN), "std": scale * np.float32(STD)}
     fresh["params"]["backbone"] = own.variables["params"]["backbone"]
     fresh["batch_stats"]["backbone"] = own.variables["batch_stats"]["backbone"]
     assert own.hash_of(fresh) != own.weights_hash  # ImageNet's, with which a model is initialised
@@ -165,9 +175,8 @@ def test_a_random_appearance_embedding_is_not_frozen(config):
 
 def test_other_weights_than_the_stored_features_are_refused(config):
     iterator = trunk.make_train_iterator(config, say=lambda line: None)
-    net = model.ModelConfig.create(config.model)
     with pytest.raises(WeightsError, match="the file has changed since; use another --workdir"):
-        iterator.check(model.init(net, jax.random.key(0)))
+        iterator.check(_fresh(config))
     iterator.close()
 
 

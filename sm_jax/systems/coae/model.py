@@ -21,6 +21,7 @@ from sm_jax.backbones.common import DTYPES, valid_cells
 from sm_jax.errors import ConfigError
 from sm_jax.ops.anchors import grid_anchors
 from sm_jax.ops.resample import resize_align_corners
+from sm_jax.ops.roi import repeat_border
 from sm_jax.systems.coae.parts import HEADS, KINDS, STRIDE, Excitation, Head, NonLocal
 
 Array = jax.Array
@@ -249,11 +250,12 @@ def embed(config: ModelConfig, variables: Variables, features: Array) -> dict[st
 
 def match(
     config: ModelConfig, variables: Variables, image: Mapping[str, Array], cells: Array, query: Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Co-attention and co-excitation of a pair.
 
     Either map gets what it takes over from the other one added; the mean of the query's map then gives one
-    weight per channel, which multiplies both.
+    weight per channel, which multiplies both. Proposals come from the map before that, what is compared from
+    those after it.
 
     Args:
       config: the model.
@@ -263,7 +265,8 @@ def match(
       query: "k k c" of `encode`.
 
     Returns:
-      The image's map "h w c", 0 outside the valid cells, and the query's "k k c".
+      The image's map "h w c" after co-attention, then after co-excitation too, 0 outside the valid cells; and
+      the query's "k k c" after both.
     """
     net, features = attention(config), image["features"]
     valid = valid_cells(cells[None], features.shape[:2])[0]
@@ -289,11 +292,11 @@ def match(
     query = query + given.reshape(query.shape)
     features = jnp.where(valid, features + taken.reshape(features.shape), 0.0)
     weights = _apply(excitation(config), variables, "excitation", jnp.mean(query, axis=(0, 1)))
-    return features * weights[None, None], query * weights[None, None]
+    return features, features * weights[None, None], query * weights[None, None]
 
 
 def first_stage(config: ModelConfig, variables: Variables, features: Array) -> dict[str, Array]:
-    """All anchors of a matched map "h w c": {"logits" f32 "n", "codes" f32 "n 4"} of `sm_jax.rpn`."""
+    """All anchors of a map "h w c" after co-attention: {"logits" f32 "n", "codes" f32 "n 4"} as of `RPN`."""
     found = _apply(rpn(config), variables, "rpn", features[None])
     return {name: value[0] for name, value in found.items()}
 
@@ -315,12 +318,4 @@ def second_stage(
     config: ModelConfig, variables: Variables, features: Array, cells: Array, query: Array, boxes: Array
 ) -> tuple[Array, Array]:
     """Boxes "k 4" of the matched map "h w c" against the matched query: logits f32 "k 2", codes f32 "k 4"."""
-    return _apply(head(config), variables, "head", _extend(features, cells), boxes, query)
-
-
-def _extend(features: Array, cells: Array) -> Array:
-    """The last valid row and column of "h w c" repeated into the padding, which boxes at the border see."""
-    for axis in (0, 1):
-        index = jnp.minimum(jnp.arange(features.shape[axis]), cells[axis] - 1)
-        features = jnp.take(features, index, axis=axis)
-    return features
+    return _apply(head(config), variables, "head", repeat_border(features, cells), boxes, query)

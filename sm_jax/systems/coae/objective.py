@@ -23,7 +23,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Constants of the objective; the defaults are the published ones, and Faster R-CNN's.
+    """Constants of the objective; the defaults are those of the paper, and where it has none Faster R-CNN's.
 
     Attributes:
       rpn_positive_iou: an anchor that overlaps a box by more than this is positive, and so is the best anchor
@@ -38,7 +38,8 @@ class ObjectiveConfig:
       positive_margin: m+ of the ranking loss.
       negative_margin: m- of it.
       ranking_weight: weight of it (lambda).
-      beta: where the smooth l1 loss of the boxes turns linear.
+      rpn_beta: where the smooth l1 loss of the proposals turns linear.
+      beta: the same of the second stage.
     """
 
     rpn_positive_iou: float = 0.7
@@ -52,6 +53,7 @@ class ObjectiveConfig:
     positive_margin: float = 0.7
     negative_margin: float = 0.3
     ranking_weight: float = 3.0
+    rpn_beta: float = 1 / 9
     beta: float = 1.0
 
     def __post_init__(self):
@@ -65,7 +67,7 @@ class ObjectiveConfig:
         for name in ("roi_positive_fraction", "roi_iou"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"objective.{name}: {getattr(self, name)} is not within 0..1 (without 0)")
-        for name in ("rpn_weight", "loc_weight", "ranking_weight", "beta"):
+        for name in ("rpn_weight", "loc_weight", "ranking_weight", "rpn_beta", "beta"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"objective.{name}: {value} must be finite and not negative")
@@ -113,7 +115,12 @@ def loss(
 
     rpn_targets, rois = out["rpn_targets"], out["rois"]
     rpn_loss, rpn_parts = rpn.rpn_loss(
-        out["rpn_logits"], out["rpn_codes"], rpn_targets, weight=config.loc_weight, beta=config.beta
+        out["rpn_logits"],
+        out["rpn_codes"],
+        rpn_targets,
+        weight=config.loc_weight,
+        beta=config.rpn_beta,
+        per="sample",
     )
     roi_loss, roi_parts = two_stage.roi_loss(
         out["logits"], out["codes"], rois, weight=config.loc_weight, beta=config.beta
@@ -140,8 +147,8 @@ def _pair(
     """Predictions and targets of one image and its query; targets are not valid where `real` is False."""
     rpn_key, roi_key = jax.random.split(key)
     image = model.embed(model_config, variables, features)
-    features, query = model.match(model_config, variables, image, cells, query)
-    found = model.first_stage(model_config, variables, features)
+    attended, features, query = model.match(model_config, variables, image, cells, query)
+    found = model.first_stage(model_config, variables, attended)
     rpn_targets = rpn.rpn_targets(
         boxes,
         anchors,

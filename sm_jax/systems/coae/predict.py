@@ -46,9 +46,9 @@ def pair(
       `boxes` f32 "p 4" pixels, clipped to the image, `scores` f32 "p" within 0..1 (-inf where there is none)
       and `proposals` f32 "p 4", the boxes that were compared.
     """
-    features, query = model.match(config, variables, image, cells, query)
+    attended, features, query = model.match(config, variables, image, cells, query)
     anchors = jnp.asarray(model.anchors(config, features.shape[:2]))
-    found = model.first_stage(config, variables, features)
+    found = model.first_stage(config, variables, attended)
     proposals = model.propose(config, found, anchors, size)
     rois = proposals["boxes"]
     logits, codes = model.second_stage(config, variables, features, cells, query, rois)

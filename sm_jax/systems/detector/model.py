@@ -21,7 +21,7 @@ from sm_jax.backbones import resnet
 from sm_jax.backbones.common import DTYPES
 from sm_jax.errors import ConfigError
 from sm_jax.ops.anchors import grid_anchors
-from sm_jax.ops.roi import roi_align
+from sm_jax.ops.roi import repeat_border, roi_align
 from sm_jax.rpn import RPN
 
 Array = jax.Array
@@ -247,7 +247,7 @@ def score_boxes(
       Logits f32 "b k c+1" and codes f32 "b k c 4" ("b k 4" with `shared_boxes`), as in `sm_jax.two_stage`.
     """
     if size is not None:
-        features = jax.vmap(_repeat_border)(features, resnet.feature_size(size))
+        features = jax.vmap(repeat_border)(features, resnet.feature_size(size))
     if config.roi_channels:
         features = projection(config).apply(_part(variables, "projection"), features)
     cells = jax.vmap(functools.partial(_read, config))(features, boxes)
@@ -266,11 +266,3 @@ def _read(config: ModelConfig, features: Array, boxes: Array) -> Array:
     if some >= boxes.shape[0]:
         return pool(features, boxes)
     return jax.lax.map(lambda box: pool(features, box[None])[0], boxes, batch_size=some)
-
-
-def _repeat_border(features: Array, size: Array) -> Array:
-    """Valid cells (rows, columns) repeated into the padding: RoIAlign then reads the same as without it."""
-    rows, columns = (
-        jnp.minimum(jnp.arange(n), limit - 1) for n, limit in zip(features.shape, size, strict=False)
-    )
-    return features[rows][:, columns]

@@ -164,6 +164,14 @@ def describe(config: ModelConfig, variables: Variables, image: Array, size: Arra
     return describe_features(config, variables, extract(config, variables, image, size), size)
 
 
+def scale_power(config: ModelConfig, variables: Variables) -> float:
+    """Exponent of the mean of a picture's descriptors over its scales: that of the pooling, 1 with whitening.
+
+    Source: cnnimageretrieval v1.1. Without whitening descriptors are not negative.
+    """
+    return 1.0 if config.whiten else float(variables["params"]["pool"]["p"][0])
+
+
 def encode(config: ModelConfig, variables: Variables, requests: dict[str, Array]) -> dict[str, Array]:
     """`{"descriptor": (r, d)}` of class pictures `image` "r h w 3" with their `size` int32 "r 2"."""
     return {"descriptor": describe(config, variables, requests["image"], requests["size"])}

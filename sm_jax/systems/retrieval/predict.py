@@ -20,9 +20,9 @@ class Describer:
     """Describes pictures with a bounded number of compiled programs.
 
     A picture is brought to the area `side` squared, then to every scale, each bilinearly without
-    antialiasing; its descriptor is the normalised sum over the scales. Pictures are padded to multiples of
-    `step` and go through `chunk` at a time, the last ones with empty ones beside them: a program for each
-    padded shape. Source: OS2D's baseline (specification, sec. 16).
+    antialiasing; its descriptor is the normalised generalised mean over the scales. Pictures are padded to
+    multiples of `step` and go through `chunk` at a time, the last ones with empty ones beside them: a program
+    for each padded shape. Source: OS2D's baseline (specification, sec. 16).
 
     Attributes:
       compiles: how often "describe" was traced, so compiled or read from the cache.
@@ -36,6 +36,7 @@ class Describer:
         scales: Sequence[float] = PUBLISHED_SCALES,
         step: int = 64,
         chunk: int | None = None,
+        power: Callable[[Any], float] = lambda variables: 1.0,
     ):
         """Make a describer.
 
@@ -44,12 +45,14 @@ class Describer:
           side, scales: which sizes pictures are described at.
           step: bucket step in pixels.
           chunk: pictures of a call; None: 4 on a CPU, 32 elsewhere.
+          power: `variables -> p` of the mean over the scales (see `model.scale_power`).
         """
         if chunk is None:
             chunk = 4 if jax.default_backend() == "cpu" else 32
         if min(side, step, chunk) < 1:
             raise ValueError(f"side={side}, step={step} and chunk={chunk} must be positive")
         self.compiles: Counter[str] = Counter()
+        self._power = power
         self._describe = jax.jit(counted(self.compiles, "describe", describe))
         self._side, self._scales, self._step, self._chunk = side, tuple(scales), step, chunk
 
@@ -57,6 +60,7 @@ class Describer:
         """Descriptors f32 (n, d) of normalised pictures f32 (h, w, 3), at least one, as they were stored."""
         waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = defaultdict(list)
         total: list[Any] = []
+        power = self._power(variables) if len(self._scales) > 1 else 1.0
 
         def flush(bucket: tuple[int, int]) -> None:
             places, images = zip(*waiting.pop(bucket), strict=True)
@@ -67,7 +71,7 @@ class Describer:
                 sizes[row] = image.shape[:2]
             found = np.asarray(self._describe(variables, canvas, sizes))
             for place, descriptor in zip(places, found, strict=False):
-                total[place] = total[place] + descriptor
+                total[place] = total[place] + (descriptor if power == 1 else descriptor**power)
 
         limit = (self._side * MAX_ASPECT // 4,) * 2
         for place, picture in enumerate(pictures):
@@ -83,4 +87,5 @@ class Describer:
         for bucket in list(waiting):
             flush(bucket)
         found = np.stack(total)
+        found = found if power == 1 else found ** (1 / power)
         return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)

@@ -157,20 +157,20 @@ def init_backbone(config: ModelConfig, key: Array) -> Variables:
     """Random variables of the trunk alone, and its input statistics, which start as ImageNet's.
 
     Returns:
-      `{"params": {"backbone"}, "batch_stats": {...}}`; with "dataset_pixel" `batch_stats/input` has "mean"
-      and "std" "H W 3" of bytes RGB.
+      `{"params": {"backbone"}}`, with `batch_stats` only where there are any: those of the trunk's norms, and
+      with "dataset_pixel" `batch_stats/input`, "mean" and "std" "H W 3" of bytes RGB.
     """
     module = backbone(config)
     found = jax.jit(module.init)(key, jnp.zeros((1, 2 * STRIDE, 2 * STRIDE, 3)))
     variables = {kind: {"backbone": tree} for kind, tree in found.items()}
-    statistics = variables.setdefault("batch_stats", {})
     if config.input_norm == "dataset_pixel":
         constants = {"mean": MEAN, "std": STD}
         shape = (*config.image_size, 3)
-        statistics["input"] = {
+        statistics = {
             name: jnp.broadcast_to(255 * jnp.array(value, jnp.float32)[None, None], shape)
             for name, value in constants.items()
         }
+        variables["batch_stats"] = variables.get("batch_stats", {}) | {"input": statistics}
     return variables
 
 

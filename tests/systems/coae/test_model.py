@@ -89,15 +89,28 @@ def test_both_maps_see_each_other_and_the_weights_come_from_the_query(variables)
             image = model.embed(tiny.CONFIG, variables, features)
             return model.match(tiny.CONFIG, variables, image, cells, query)
 
-        image_map, query_map = match(features, query)
+        before, image_map, query_map = match(features, query)
         apply = {name: {"params": variables["params"][name]} for name in variables["params"]}
         block = parts.NonLocal(12, 6)
         rows, keys = features.reshape(-1, 12), query.reshape(-1, 12)
         attended = rows + block.apply(apply["image_attention"], rows, keys)
         own = keys + block.apply(apply["query_attention"], keys, rows)
         weights = parts.Excitation(12, 4).apply(apply["excitation"], own.mean(axis=0))
+    np.testing.assert_allclose(before.reshape(-1, 12), attended, atol=1e-5)
     np.testing.assert_allclose(image_map.reshape(-1, 12), attended * weights[None], atol=1e-5)
     np.testing.assert_allclose(query_map.reshape(-1, 12), own * weights[None], atol=1e-5)
+
+
+def test_the_excitation_changes_what_is_compared_but_no_proposal(variables):
+    changed = jax.tree.map(lambda leaf: leaf, variables)
+    changed["params"]["excitation"]["excite"]["bias"] += 1.0
+    images = {"image": pictures(0, 70, 90)[None], "size": jnp.array([[70, 90]])}
+    query = {"query": np.abs(pictures(3, 3, 3, 4)).reshape(1, 3, 3, 12)}
+    with tiny.network():
+        run = jax.jit(functools.partial(predict.predict, tiny.CONFIG))
+        one, other = (run(weights, images, query) for weights in (variables, changed))
+    np.testing.assert_array_equal(one["proposals"], other["proposals"])
+    assert np.abs(one["scores"] - other["scores"])[np.isfinite(one["scores"])].max() > 1e-3
 
 
 def test_detections_do_not_depend_on_blocks_and_programs_are_few(variables, predictor):

@@ -1,6 +1,7 @@
 """CoAE's objective: what costs, what gets a gradient, and that a tiny network learns from it."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from sm_jax import rpn
 from sm_jax.errors import ConfigError
 from sm_jax.systems.coae import objective
 from tests.systems.coae import tiny
@@ -80,6 +82,14 @@ def test_boxes_of_other_classes_are_background(run):
     with_other, _ = run(variables, batch(), key)
     without = batch() | {"boxes_valid": np.array([[True, False, False]] * 2)}
     np.testing.assert_allclose(run(variables, without, key)[0][0], with_other[0], rtol=1e-6)
+
+
+def test_boxes_of_proposals_are_averaged_over_all_samples():
+    """As in Faster R-CNN: few positives among many samples weigh little."""
+    with tiny.network(), mock.patch.object(rpn, "rpn_loss", wraps=rpn.rpn_loss) as spy:
+        loss = functools.partial(objective.loss, tiny.CONFIG, CONFIG)
+        jax.eval_shape(loss, tiny.variables(), batch(), jax.random.key(0))
+    assert spy.call_args.kwargs == {"weight": 1.0, "beta": 1 / 9, "per": "sample"}
 
 
 def test_it_learns(run):

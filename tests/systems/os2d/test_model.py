@@ -158,7 +158,7 @@ def test_head_equals_the_readable_score():
     corr = head_lib.correlation(features, template)[0]
     for k in range(2):
         one = jnp.moveaxis(corr[k].reshape(15, 15, *corr.shape[-2:]), (0, 1), (2, 3))
-        want = pooled_scores_reference(one, output.transform[0, k])
+        want = jax.jit(pooled_scores_reference)(one, output.transform[0, k])
         np.testing.assert_allclose(output.scores[0, k], want, atol=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_one_class_or_many_gives_the_same():
 def test_identity_at_the_start_gives_anchors_as_boxes():
     features, template = inputs(images=1, classes=1)
     for config in (V1, V2, model.ModelConfig(simplified=False)):
-        variables = model.transform_net(config).init(jax.random.key(1), jnp.zeros((1, 1, 1, 225)))
+        variables = jax.jit(model.transform_net(config).init)(jax.random.key(1), jnp.zeros((1, 1, 1, 225)))
         variables = {kind: {"transform": tree} for kind, tree in variables.items()}
         output, _ = run_head(config, variables, features, None, template)
         np.testing.assert_allclose(output.offsets, np.zeros_like(output.offsets), atol=1e-5)
@@ -271,7 +271,7 @@ def test_init_has_the_published_tree(config, norm):
 
 
 def test_transform_net_starts_like_torch():
-    params = model.transform_net(V1).init(jax.random.key(0), jnp.zeros((1, 1, 1, 225)))["params"]
+    params = jax.jit(model.transform_net(V1).init)(jax.random.key(0), jnp.zeros((1, 1, 1, 225)))["params"]
     for name, fan_in in (("conv1", 49 * 225), ("conv2", 25 * 128)):
         for leaf in params[name].values():
             assert float(jnp.abs(leaf).max()) <= 1.001 * fan_in**-0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sm_jax.data.transforms import resize_plain
-from sm_jax.systems.retrieval import whitening
+from sm_jax.systems.retrieval import model, whitening
 from sm_jax.systems.retrieval.predict import Describer
 from tests.systems.retrieval.fake import VARIABLES, describe
 
@@ -32,6 +32,23 @@ def test_a_descriptor_is_the_normalised_sum_over_scales():
     ]
     total = np.sum(parts, axis=0)
     np.testing.assert_allclose(describer(VARIABLES, [picture])[0], total / np.linalg.norm(total), rtol=1e-4)
+
+
+def test_without_whitening_scales_are_averaged_as_cells_are():
+    picture = RNG.uniform(0.1, 1, size=(24, 24, 3)).astype(np.float32) * [1.0, 0.4, 0.1]
+    picture[:3] = [0.1, 1.0, 0.1]
+    options = {"side": 24, "scales": (1.0, 0.125), "step": 8, "chunk": 1}
+    parts = [
+        jax.jit(describe)(VARIABLES, resize_plain(picture, (n, n))[None], jnp.array([[n, n]]))[0]
+        for n in (24, 3)
+    ]
+    found = Describer(describe, power=lambda variables: 3.0, **options)(VARIABLES, [picture])[0]
+    total = np.sum(np.power(parts, 3), axis=0) ** (1 / 3)
+    np.testing.assert_allclose(found, total / np.linalg.norm(total), rtol=1e-4)
+    assert np.abs(found - Describer(describe, **options)(VARIABLES, [picture])[0]).max() > 1e-3
+    learned = {"params": {"pool": {"p": np.array([2.5])}}}
+    assert model.scale_power(model.ModelConfig(whiten=False), learned) == 2.5
+    assert model.scale_power(model.ModelConfig(), learned) == 1
 
 
 def test_programs_are_few():

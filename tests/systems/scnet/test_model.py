@@ -10,9 +10,13 @@ from sm_jax import systems
 from sm_jax.errors import ConfigError
 from sm_jax.ops import hough
 from sm_jax.systems.scnet import model
+from sm_jax.weights import io
 from tests.systems.scnet import tiny
 
 KEY = jax.random.key(0)
+encode, pair_scores, predict = (
+    jax.jit(function, static_argnums=0) for function in (model.encode, model.pair_scores, model.predict)
+)
 
 
 def _batch(rng, n=5, m=6, channels=512):
@@ -34,6 +38,7 @@ def test_shapes_of_every_trunk(backbone):
     variables = jax.eval_shape(lambda: model.init(config, KEY))
     parts = variables["params"]
     assert set(parts) == {"backbone", "fc", "fc_geometry"}
+    assert io.unflatten(io.flatten(variables)) == variables  # as a file gives them back: nothing empty
     assert parts["fc"]["kernel"].shape == (49 * config.channels, 2048) and parts["fc"]["bias"].shape == (
         2048,
     )
@@ -90,7 +95,7 @@ def test_pair_scores_are_the_definition(variant):
         variables["params"]["fc_geometry"] = jax.tree.map(np.negative, variables["params"]["fc_geometry"])
         variables["params"]["fc_geometry"]["kernel"] = variables["params"]["fc_geometry"]["kernel"][::-1]
     batch = _batch(np.random.default_rng(1))
-    found = np.asarray(model.pair_scores(config, variables, batch))[0]
+    found = np.asarray(pair_scores(config, variables, batch))[0]
 
     def unit(side, part):
         layer = variables["params"][part]
@@ -121,11 +126,11 @@ def test_encode_and_predict_are_the_two_halves():
     valid = {"source_valid": np.ones((1, 4), bool), "target_valid": np.ones((1, 5), bool)}
     batch = {f"{side}_image": images[side] for side in images} | valid | {"bins": bins}
     batch |= {f"{side}_boxes": boxes[side][None] for side in boxes}
-    expected = model.pair_scores(config, tiny.variables(), batch)
-    one = model.encode(config, tiny.variables(), {"image": images["source"], "boxes": boxes["source"][None]})
+    expected = pair_scores(config, tiny.variables(), batch)
+    one = encode(config, tiny.variables(), {"image": images["source"], "boxes": boxes["source"][None]})
     target = {"image": images["target"], "boxes": boxes["target"][None], "bins": bins}
     target["where"] = np.ones((1, 4, 5), bool)
-    found = model.predict(config, tiny.variables(), target, one)
+    found = predict(config, tiny.variables(), target, one)
     np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
     np.testing.assert_array_equal(found["index"], np.argmax(expected, axis=2))
     np.testing.assert_allclose(found["confidence"], np.max(expected, axis=2), atol=1e-6)
@@ -209,7 +214,7 @@ def test_a_frozen_trunk_gets_no_gradient_and_an_open_one_does():
     for trainable, moves in (("heads", False), ("all", True)):
         config = tiny.config(variant="A", trainable=trainable)
         loss = lambda v: jnp.sum(model.encode(config, v, {"image": images, "boxes": boxes})["appearance"])  # noqa: B023, E731
-        grads = jax.grad(loss)(tiny.variables("A"))["params"]
+        grads = jax.jit(jax.grad(loss))(tiny.variables("A"))["params"]
         assert bool(np.any(grads["backbone"]["conv4_3"]["kernel"])) is moves
         assert np.any(grads["fc"]["kernel"])
 
@@ -240,7 +245,7 @@ def test_kept_features_need_a_frozen_trunk():
 def test_similarity_of_padding_never_votes():
     """The scores of real matches do not depend on what the padding holds."""
     config, batch = tiny.config(vote_threshold=0.0), _batch(np.random.default_rng(4))
-    first = model.pair_scores(config, tiny.variables(), batch)
+    first = pair_scores(config, tiny.variables(), batch)
     batch["source_roi"][0, -1], batch["target_roi"][0, -1] = 7, 3
     batch["bins"][0, -1], batch["bins"][0, :, -1] = batch["bins"].max(), batch["bins"].max()
-    np.testing.assert_allclose(model.pair_scores(config, tiny.variables(), batch), first, atol=1e-7)
+    np.testing.assert_allclose(pair_scores(config, tiny.variables(), batch), first, atol=1e-7)

@@ -1,5 +1,7 @@
 """The objective of SCNet on tiny pairs: what counts, what does not, and what gets gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +51,16 @@ def heads(net, seed=1):
     }
 
 
+compiled = jax.jit(objective.loss, static_argnums=(0, 1))
+
+
 def run(net, variables, batch, **options):
-    return objective.loss(net, objective.ObjectiveConfig(**options), variables, batch, jax.random.key(0))
+    return compiled(net, objective.ObjectiveConfig(**options), variables, batch, jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scores_of(net, variables, batch):
+    return model.pair_scores(net, variables, objective.pool(net, batch))
 
 
 @pytest.mark.parametrize("variant", ["A", "AG", "AG+"])
@@ -58,16 +68,16 @@ def test_loss_is_the_hinge_over_active_rows(variant):
     net, batch = config(variant=variant, roi_size=2), make_batch()
     variables = heads(net)
     loss, (metrics, updates) = run(net, variables, batch)
-    scores = model.pair_scores(net, variables, objective.pool(net, batch))
+    scores = np.asarray(scores_of(net, variables, batch))
     rows = [
         hard_negative_hinge(
-            scores[i][batch["active"][i]], jnp.asarray(batch["overlaps"][i][batch["active"][i]])
+            jnp.asarray(scores[i][batch["active"][i]]), jnp.asarray(batch["overlaps"][i][batch["active"][i]])
         )
         for i in range(2)
     ]
     np.testing.assert_allclose(loss, np.mean(rows), rtol=1e-6)
     assert not updates
-    best = [np.asarray(scores[i]).argmax(1) for i in range(2)]
+    best = [scores[i].argmax(1) for i in range(2)]
     found = np.concatenate(
         [batch["overlaps"][i][np.arange(N), best[i]][batch["active"][i]] for i in range(2)]
     )
@@ -110,7 +120,7 @@ def test_a_pair_without_active_regions_costs_nothing():
 
 def test_both_embeddings_get_gradients_and_all_are_finite():
     net, batch = config(variant="AG+", roi_size=2, vote_threshold=0.0), make_batch()
-    grads = jax.grad(lambda v: run(net, v, batch)[0])(heads(net))["params"]
+    grads = jax.jit(jax.grad(lambda v: run(net, v, batch)[0]))(heads(net))["params"]
     for part in ("fc", "fc_geometry"):
         assert np.isfinite(grads[part]["kernel"]).all() and np.abs(grads[part]["kernel"]).max() > 0
 

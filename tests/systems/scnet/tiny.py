@@ -16,9 +16,15 @@ def config(**options) -> model.ModelConfig:
 
 
 @functools.cache
+def _variables(backbone: str, input_norm: str):
+    return model.init(config(backbone=backbone, input_norm=input_norm), jax.random.key(0))
+
+
 def variables(variant: str = "AG+", backbone: str = "vgg16", input_norm: str = "imagenet"):
-    options = config(variant=variant, backbone=backbone, input_norm=input_norm)
-    return model.init(options, jax.random.key(0))
+    """As `model.init` makes them: those of "A" and "AG" are those of "AG+" without the second embedding."""
+    made = _variables(backbone, input_norm)
+    parts = {name: part for name, part in made["params"].items() if variant == "AG+" or name != "fc_geometry"}
+    return made | {"params": parts}
 
 
 def boxes(rng: np.random.Generator, n: int, size=SIZE) -> np.ndarray:
